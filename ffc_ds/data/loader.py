@@ -1,0 +1,167 @@
+"""The batches of one rank, decoded by worker processes in the order of the steps."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ffc_ds.data.decoding import decode_many
+from ffc_ds.data.loading import Faces
+from ffc_ds.data.sampler import Sampler
+from ffc_ds.errors import UserError
+
+
+class Batch(NamedTuple):
+    """One micro-step of one rank: two views of r of the R rows of a global micro-batch.
+
+    Attributes:
+        images: uint8 tensor [2, r, S, S, 3], this rank's rows.
+        labels: int64 array [2, R], the identities of the whole global micro-batch, in rank order; host data.
+        flips: bool tensor [2, r].
+        shifts: uint8 tensor [2, r, 2], see `augment.to_input`.
+    """
+
+    images: torch.Tensor
+    labels: np.ndarray
+    flips: torch.Tensor
+    shifts: torch.Tensor
+
+
+class StepLoader(Dataset):
+    """The number of a micro-step -> this rank's `Batch`: a step's rows are cut into micro-batches, those into ranks."""
+
+    def __init__(self, faces: Faces, sampler: Sampler, image_size: int, rank: int, world_size: int, accumulation: int):
+        check_batch_size(sampler.batch_size, world_size, accumulation)
+        self.faces, self.sampler, self.image_size = faces, sampler, image_size
+        self.accumulation = accumulation
+        self.micro_rows = sampler.rows // accumulation
+        self.own_rows = self.micro_rows // world_size
+        self.first_own_row = rank * self.own_rows
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        plan = self.sampler.plan(micro_step // self.accumulation)
+        start = micro_step % self.accumulation * self.micro_rows
+        own_start = start + self.first_own_row
+        own = slice(own_start, own_start + self.own_rows)
+        return Batch(
+            read_images(self.faces, plan.images[:, own], self.image_size),
+            plan.identities[:, start : start + self.micro_rows].copy(),
+            torch.from_numpy(plan.flips[:, own].copy()),
+            torch.from_numpy(plan.shifts[:, own].copy()),
+        )
+
+
+def make_loader(
+    faces: Faces,
+    sampler: Sampler,
+    image_size: int,
+    rank: int,
+    world_size: int,
+    accumulation: int,
+    start_step: int,
+    end_step: int,
+    workers: int,
+) -> DataLoader:
+    """Yield the `Batch`es of `rank` for the micro-steps of steps start_step..end_step - 1, in order.
+
+    Raises UserError when the batch does not divide by the ranks and the accumulation and, naming the row, when an
+    image is damaged.
+    """
+    steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation)
+    return _OrderedLoader(steps, range(start_step * accumulation, end_step * accumulation), workers)
+
+
+def image_batches(faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, workers: int) -> DataLoader:
+    """Yield the images of `rows` (int64 [n]) in order, as uint8 tensors [b, S, S, 3] with b <= batch_size."""
+    batches = _RowBatches(faces, np.asarray(rows), image_size, batch_size)
+    return _OrderedLoader(batches, range(0, len(rows), batch_size), workers)
+
+
+def check_batch_size(batch_size: int, world_size: int, accumulation: int) -> None:
+    """Raise UserError, naming the nearest sizes that work, when a global batch cannot be cut evenly."""
+    unit = 2 * world_size * accumulation
+    if batch_size < unit or batch_size % unit:
+        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
+        raise UserError(
+            f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
+            f"accumulated micro-batches: choose {f'{below} or ' if below else ''}{above}"
+        )
+
+
+def read_images(faces: Faces, rows: np.ndarray, image_size: int) -> torch.Tensor:
+    """Read and decode dataset rows (int64, any shape) into a uint8 tensor [*rows.shape, S, S, 3]."""
+    # An image that stands in both views is decoded once, and ascending rows are the disk's favourite order.
+    distinct, places = np.unique(rows, return_inverse=True)
+    pixels = decode_many(faces.encoded(distinct), image_size, where=lambda i: f"row {distinct[i]} of {faces.name}")
+    return torch.from_numpy(pixels[places.reshape(rows.shape)])
+
+
+class _RowBatches(Dataset):
+    def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int):
+        self.faces, self.rows, self.image_size, self.batch_size = faces, rows, image_size, batch_size
+
+    def __getitem__(self, start: int) -> torch.Tensor:
+        return read_images(self.faces, self.rows[start : start + self.batch_size], self.image_size)
+
+
+class _OrderedLoader(DataLoader):
+    """A DataLoader over the given keys, one item each, that passes a worker's UserError on as it was raised."""
+
+    def __init__(self, dataset: Dataset, keys: range, workers: int):
+        parallel = {}
+        if workers:
+            # Forked workers share the memory-mapped data; a spawned one would get a copy of every array.
+            parallel = {"multiprocessing_context": "fork", "persistent_workers": True, "worker_init_fn": _start_worker}
+        super().__init__(
+            _ErrorsAsItems(dataset),
+            batch_size=None,
+            sampler=keys,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=torch.cuda.is_available(),
+            # Otherwise making an iterator would advance torch's global generator, and a resumed run would differ.
+            generator=torch.Generator(),
+            **parallel,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
+class _ErrorsAsItems(Dataset):
+    """The DataLoader would bury the message of an exception in the worker's traceback, so it travels as an item."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: int) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent stops its workers itself, without a traceback from each.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_parent_left
+    torch.set_num_threads(1)
+    pyarrow.set_cpu_count(1)
+
+
+def _report_unless_parent_left(kind: type, error: BaseException, trace: Any) -> None:
+    """For the thread that hands tensors over: a parent that stops in the middle of it breaks the connection."""
+    if not issubclass(kind, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,102 @@
+"""Which images a step sees: arithmetic on the step number, so any rank or resumed run gets the same answer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.randomness import integers_below, mix, permute
+from ffc_ds.errors import UserError
+
+LOADERS = ("dual", "id", "instance")
+ID_ORDER, ID_IMAGES, ID_VIEWS, INSTANCE_ORDER, INSTANCE_VIEWS = range(5)
+VIEWS = np.array([[0], [1]])
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The global batch of one step: two views of R rows.
+
+    Attributes:
+        images: int64 [2, R], dataset rows.
+        identities: int64 [2, R], dense identities.
+        flips: bool [2, R], whether the image is mirrored.
+        shifts: uint8 [2, R, 2], uniform bytes that `augment.to_input` turns into vertical and horizontal shifts.
+    """
+
+    images: np.ndarray
+    identities: np.ndarray
+    flips: np.ndarray
+    shifts: np.ndarray
+
+
+class Sampler:
+    """Plans the steps of a run over an identity index.
+
+    Id rows take each identity once per epoch and show two different images of it, one in each view (the same image,
+    mirrored in exactly one view, where there is only one); instance rows take each image once per epoch, other images
+    in the two views. The "dual" loader of F2C (arXiv 2105.10375) joins both.
+
+    Args:
+        index: the identities to draw from.
+        batch_size: images of one global step, both views together.
+        loader: "dual", "id" (id rows only) or "instance" (instance rows only).
+        id_share: share of id rows in the dual loader; the paper draws as many identities as images, which is 2/3.
+        seed: of every random choice.
+    """
+
+    def __init__(
+        self, index: IdentityIndex, batch_size: int, loader: str = "dual", id_share: float = 2 / 3, seed: int = 0
+    ):
+        if batch_size < 2 or batch_size % 2:
+            raise UserError(f"the global batch size {batch_size} must be even and at least 2: it is split in two views")
+        if loader not in LOADERS:
+            raise UserError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
+        if not 0 <= id_share <= 1:
+            raise UserError(f"the id share {id_share} must lie between 0 and 1")
+        self.index, self.batch_size, self.seed = index, batch_size, seed
+        self.rows = batch_size // 2
+        self.id_rows = {"dual": round(self.rows * id_share), "id": self.rows, "instance": 0}[loader]
+        self.instance_rows = self.rows - self.id_rows
+        # Both kinds are spread evenly over the view, so that every rank's contiguous part holds the same mix.
+        self._order = np.argsort(np.r_[_midpoints(self.id_rows), _midpoints(self.instance_rows)], kind="stable")
+
+    def plan(self, step: int) -> StepPlan:
+        """The global batch of `step`; a pure function, so steps can be asked for in any order by any process."""
+        parts = zip(self._id_part(step), self._instance_part(step), strict=True)
+        return StepPlan(*(np.concatenate(part, axis=1)[:, self._order] for part in parts))
+
+    def steps_for(self, epochs: float) -> int:
+        """The number of steps (at least 1) that see `epochs` times as many images as there are."""
+        return max(1, round(epochs * len(self.index.images) / self.batch_size))
+
+    def _id_part(self, step: int) -> tuple[np.ndarray, ...]:
+        index, positions = self.index, step * self.id_rows + np.arange(self.id_rows)
+        identities = self._shuffled(positions, index.identities, ID_ORDER)
+        starts = index.offsets[identities]
+        counts = index.offsets[identities + 1] - starts
+        bits = mix(self.seed, ID_IMAGES, VIEWS, positions)
+        first = integers_below(bits[0], counts)
+        second = (first + 1 + integers_below(bits[1], np.maximum(counts - 1, 1))) % counts
+        flips, shifts = self._augmentation(ID_VIEWS, positions)
+        flips[1] = np.where(counts == 1, ~flips[0], flips[1])
+        return index.images[starts + np.stack([first, second])], np.stack([identities] * 2), flips, shifts
+
+    def _instance_part(self, step: int) -> tuple[np.ndarray, ...]:
+        number = self.instance_rows
+        positions = 2 * step * number + np.arange(2 * number).reshape(2, number)
+        entries = self._shuffled(positions, len(self.index.images), INSTANCE_ORDER)
+        flips, shifts = self._augmentation(INSTANCE_VIEWS, positions)
+        return self.index.images[entries], self.index.image_identity(entries), flips, shifts
+
+    def _shuffled(self, positions: np.ndarray, length: int, stream: int) -> np.ndarray:
+        """Walk range(length) epoch after epoch, each in an order of its own."""
+        return permute(positions % length, length, mix(self.seed, stream, positions // length))
+
+    def _augmentation(self, stream: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        bits = mix(self.seed, stream, VIEWS, positions)
+        return (bits & np.uint64(1)).astype(bool), (bits[..., None] >> np.array([8, 16], np.uint64)).astype(np.uint8)
+
+
+def _midpoints(number: int) -> np.ndarray:
+    return (np.arange(number) + 0.5) / max(number, 1)

@@ -1,0 +1,137 @@
+"""Collectives with gradients, shard bounds, and errors that every rank shares. Everything works without a process group too."""
+
+import datetime
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ffc_ds.errors import UserError
+
+
+# torch 2.13 renamed it
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First row and end row of the part of `length` rows that `rank` owns.
+
+    Parts are those of `torch.chunk` and of `Shard` in torch's DTensor: ceil(length / world_size) rows each, the last
+    ones shorter or empty. Keeping to them lets `torch.distributed.checkpoint` reshard class state on its own.
+    """
+    size = -(-length // world_size)
+    return min(rank * size, length), min((rank + 1) * size, length)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array on the device, without making the host wait for the device."""
+    tensor = torch.from_numpy(np.array(array))
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
+    """In-place reduction over all ranks, without gradient."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=op)
+    return tensor
+
+
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """[...] of every rank, joined in rank order as [world_size, ...], without gradient."""
+    if world_size() == 1:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty(world_size() * tensor.numel())
+    _gather_into(gathered, tensor.flatten())
+    return gathered.view(world_size(), *tensor.shape)
+
+
+class _GatherViews(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local):
+        return all_gather(local).transpose(0, 1).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        # Each rank holds the gradient of its own columns of the logits; the sum over ranks is the gradient of the
+        # global loss. DeepSpeed will average over ranks what is a sum of parts, hence the factor world_size.
+        views, rows, dim = grad.shape
+        world = world_size()
+        summed = all_reduce(grad.clone(memory_format=torch.contiguous_format))
+        own = summed.view(views, world, rows // world, dim)[:, rank()]
+        return own * world
+
+
+def gather_views(local: torch.Tensor) -> torch.Tensor:
+    """Features of every rank in rank order: [views, r, D] of this rank -> [views, world_size * r, D] of all ranks.
+
+    Differentiable: a loss that every rank computes from its own part of the classes has, after DeepSpeed's mean over
+    ranks, the gradient of the whole loss.
+    """
+    if world_size() == 1:
+        return local
+    return _GatherViews.apply(local)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value, source: int = 0):
+    """The value that rank `source` holds, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def together(action):
+    """Run `action` on every rank; a `UserError` on any rank becomes the same `UserError` on all of them."""
+    result, message = None, None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error)
+    if world_size() > 1:
+        messages = [None] * world_size()
+        dist.all_gather_object(messages, message)
+        message = next((text for text in messages if text is not None), None)
+    if message is not None:
+        raise UserError(message)
+    return result
+
+
+def first_rank_first(action):
+    """Like `together`, with one rank of each node ahead of the others, so that they find its caches ready."""
+    leads = not active() or dist.get_node_local_rank(fallback_rank=rank()) == 0
+    ahead = together(lambda: action() if leads else None)
+    behind = together(lambda: None if leads else action())
+    return ahead if leads else behind
+
+
+def same_everywhere(digest: int, what: str) -> None:
+    """Raise RuntimeError on all ranks unless `digest` is the same number on all of them."""
+    if world_size() == 1:
+        return
+    digests = [None] * world_size()
+    dist.all_gather_object(digests, int(digest))
+    if len(set(digests)) > 1:
+        raise RuntimeError(f"the ranks disagree about {what}: digests {digests}. The run cannot be trusted further.")
+
+
+TIMEOUT = datetime.timedelta(minutes=30)

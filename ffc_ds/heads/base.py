@@ -1,0 +1,62 @@
+"""What the trainer knows about a head. A head sees features, identities and its own state: no image, file or engine."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tensor of class state of which this rank holds `local`: its part along `dim` of `length` rows in all."""
+
+    local: Tensor
+    dim: int
+    length: int
+
+
+class Head(ABC):
+    """A loss over identities together with the class state it keeps, of which every rank holds a part.
+
+    `wants_gallery`: `loss` needs the features of a gallery net. `prefill_identities`: how many identities `prefill`
+    wants to see once before training.
+    """
+
+    wants_gallery = False
+    prefill_identities = 0
+
+    @abstractmethod
+    def loss(
+        self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss of one micro-batch and its parts, equal on all ranks.
+
+        probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
+        gallery: the same of the gallery net, without gradient, for heads that want one;
+        identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order.
+        The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed takes the mean.
+        """
+
+    @abstractmethod
+    def step(self, applied: bool, learning_rate: float) -> None:
+        """Close an optimizer step: keep what the micro-batches since the last call did to the class state if the
+        backbone's step was `applied`, otherwise take all of it back."""
+
+    def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
+        """Take in gallery features [n, dim], equal on all ranks, of n identities before the first step."""
+
+    def shards(self) -> dict[str, Shard]:
+        """The class state that is sharded over ranks, to be saved from and loaded into in place."""
+        return {}
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """The class state that is the same on every rank."""
+        return {}
+
+    def load_host_state(self, state: dict[str, np.ndarray]) -> None:  # noqa: B027 (as above)
+        """Take over what `host_state` returned."""
+
+    def checksum(self) -> int:
+        """A number on which all ranks must agree."""
+        return 0

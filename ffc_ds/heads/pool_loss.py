@@ -1,0 +1,193 @@
+"""The loss of one pass of FFC: probes against the columns of the pool that this rank owns, with its gradient.
+
+K cosine matrices are compared, but they differ only in the columns hit in this pass. So the common columns are walked
+once (`softmax.OnlineSoftmax`, `hard_negatives.HardNegatives`) and the few special ones are worked out K times.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffc_ds.distributed import all_reduce, to_device
+from ffc_ds.heads.hard_negatives import HardNegatives, largest_of_all_ranks
+from ffc_ds.heads.softmax import OnlineSoftmax, column_blocks, join_ranks
+
+
+@dataclass(frozen=True)
+class PoolColumns:
+    """What one pass compares with: this rank's slots start .. start + c."""
+
+    weights: Tensor  # [c, dim] row 0 of each slot
+    special: np.ndarray  # int64 [s], ascending: the columns of this rank in which the K matrices may differ
+    variants: Tensor  # [K, s, dim] what each matrix has in these columns
+    start: int
+
+
+@dataclass(frozen=True)
+class PoolLossSettings:
+    """margin: one of `margins`; hard_negatives: h; fresh_weight: factor on the fresh-identity term."""
+
+    margin: object
+    scale: float
+    hard_negatives: int
+    fresh_weight: float
+    workspace_bytes: int
+
+
+def pool_loss(
+    probes: Tensor, slots: np.ndarray, hit: np.ndarray, columns: PoolColumns, settings: PoolLossSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of a pass, and detached: its existing-identity term and its fresh-identity term (unweighted).
+
+    probes: unit features fp32 [B, dim], equal on all ranks; slots: int64 [B] of the probes' identities, -1 where the
+    identity is not pooled; hit: the special columns of all ranks as slots. The gradient that reaches `probes` is this
+    rank's part of it.
+    """
+    return _PoolLoss.apply(probes, slots, hit, columns, settings)
+
+
+class _PoolLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, probes, slots, hit, columns, settings):
+        existing, fresh = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
+        order = to_device(np.concatenate([existing, fresh]), probes.device)
+        pass_ = _Pass(probes[order], slots[existing], len(fresh), np.isin(slots[existing], hit), columns, settings)
+        pass_.walk_common_columns()
+        existing_loss, existing_grad = pass_.existing_term()
+        fresh_loss, fresh_grad = pass_.fresh_term()
+        grad = torch.empty_like(probes)
+        grad[order] = torch.cat([existing_grad, fresh_grad * settings.fresh_weight])
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(existing_loss, fresh_loss)
+        return existing_loss + settings.fresh_weight * fresh_loss, existing_loss, fresh_loss
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        return (ctx.saved_tensors[0] * grad_loss, None, None, None, None)
+
+
+class _Pass:
+    """Probes of existing identities first, then those of fresh ones."""
+
+    def __init__(self, probes, slots, fresh, target_is_special, columns, settings):
+        self.probes, self.columns, self.settings = probes, columns, settings
+        self.device, self.matrices = probes.device, len(columns.variants)
+        self.existing, self.fresh = len(slots), fresh
+        self._find_targets(slots)
+        self._share_rows(target_is_special)
+
+    def _find_targets(self, slots):
+        """Cosines of the existing probes with their own class in each matrix, [K, E], known to all ranks."""
+        column = slots - self.columns.start
+        self.owned = np.flatnonzero((column >= 0) & (column < len(self.columns.weights)))
+        self.column = column[self.owned]
+        place = np.searchsorted(self.columns.special, self.column)
+        inside = np.minimum(place, max(len(self.columns.special) - 1, 0))
+        self.special = (
+            self.columns.special[inside] == self.column if len(self.columns.special) else np.zeros(len(place), bool)
+        )
+        self.place = place[self.special]
+        self.own_rows = to_device(self.owned, self.device)
+        centers = self.columns.weights[to_device(self.column, self.device)].float()
+        self.centers = centers.expand(self.matrices, -1, -1).clone()
+        varying = to_device(np.flatnonzero(self.special), self.device)
+        self.centers[:, varying] = self.columns.variants[:, to_device(self.place, self.device)].float()
+        cosines = torch.zeros(self.matrices, self.existing, device=self.device)
+        cosines[:, self.own_rows] = (self.centers * self.probes[self.own_rows]).sum(2)
+        self.target = all_reduce(cosines)
+
+    def _share_rows(self, target_is_special):
+        """Rows of statistics over the common columns. Matrices share them, unless the margin bends negatives by the
+        target and the target differs: `source` [R] is the probe of a row, `row` [K, E] the row that a matrix reads."""
+        row = np.tile(np.arange(self.existing), (self.matrices, 1))
+        source = [np.arange(self.existing)]
+        self.target_of_row = self.target[0]
+        if self.settings.margin.changes_negatives:
+            varying = np.flatnonzero(target_is_special)
+            for matrix in range(1, self.matrices):
+                row[matrix, varying] = len(varying) * (matrix - 1) + self.existing + np.arange(len(varying))
+                source.append(varying)
+            varying = to_device(varying, self.device)
+            self.target_of_row = torch.cat([self.target[0], self.target[1:, varying].flatten()])
+        self.source = to_device(np.concatenate(source), self.device)
+        self.row = to_device(row, self.device)
+
+    def walk_common_columns(self):
+        weights, special = self.columns.weights, self.columns.special
+        dim = self.probes.shape[1]
+        self.softmax = OnlineSoftmax(len(self.source), dim, self.settings.scale, self.device)
+        self.hardest = HardNegatives(self.fresh, self.settings.hard_negatives, self.device)
+        probes = self.probes.to(weights.dtype)
+        by_column = np.argsort(self.column, kind="stable")
+        target_rows, target_columns = self.owned[by_column], self.column[by_column]
+        for start, end in column_blocks(len(weights), len(probes), self.settings.workspace_bytes):
+            cosines = (probes @ weights[start:end].T).float()
+            inside = slice(*np.searchsorted(special, (start, end)))
+            cosines.index_fill_(1, to_device(special[inside] - start, self.device), -torch.inf)
+            inside = slice(*np.searchsorted(target_columns, (start, end)))
+            cells = target_rows[inside] * (end - start) + target_columns[inside] - start
+            cosines.view(-1).index_fill_(0, to_device(cells, self.device), -torch.inf)
+            self.hardest.add(cosines[self.existing :], start)
+            self._add_existing(cosines[: self.existing], weights[start:end])
+
+    def _add_existing(self, cosines, weights):
+        if not self.settings.margin.changes_negatives:
+            return self.softmax.add(cosines, weights)
+        cosines, slopes = self.settings.margin.negatives(cosines[self.source], self.target_of_row)
+        return self.softmax.add(cosines, weights, slopes)
+
+    def existing_term(self) -> tuple[Tensor, Tensor]:
+        """Sum over matrices of the mean cross-entropy, and this rank's part of its gradient [E, dim]."""
+        scale, margin = self.settings.scale, self.settings.margin
+        if not self.existing:
+            return self.probes.new_zeros(()), self.probes[:0]
+        value, slope = margin.target(self.target)
+        special = [self._special_softmax(matrix) for matrix in range(self.matrices)]
+        special_max, special_sum = (torch.stack([getattr(s, name) for s in special]) for name in ("max", "sum"))
+        common_max, common_sum = self.softmax.max[self.row], self.softmax.sum[self.row]
+        maximum = torch.maximum(common_max, special_max)
+        total = common_sum * (common_max - maximum).exp() + special_sum * (special_max - maximum).exp()
+        log_sum = torch.logaddexp(join_ranks(maximum, total), scale * value)
+        loss = (log_sum - scale * value).mean(1).sum()
+
+        grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)
+        share = torch.zeros_like(self.softmax.max)
+        share.index_add_(0, self.row.flatten(), (common_max - log_sum).exp().flatten())
+        grad.index_add_(0, self.source, share[:, None] * self.softmax.pull)
+        for matrix, softmax in enumerate(special):
+            grad += (special_max[matrix] - log_sum[matrix]).exp()[:, None] * softmax.pull
+        surplus = ((scale * value - log_sum).exp() - 1) * slope
+        grad.index_add_(0, self.own_rows, (surplus[:, self.own_rows, None] * self.centers).sum(0))
+        return loss, grad * (scale / self.existing)
+
+    def _special_softmax(self, matrix) -> OnlineSoftmax:
+        variants = self.columns.variants[matrix]
+        softmax = OnlineSoftmax(self.existing, self.probes.shape[1], self.settings.scale, self.device)
+        cosines = (self.probes[: self.existing].to(variants.dtype) @ variants.T).float()
+        rows, places = to_device(self.owned[self.special], self.device), to_device(self.place, self.device)
+        cosines[rows, places] = -torch.inf
+        slopes = None
+        if self.settings.margin.changes_negatives:
+            cosines, slopes = self.settings.margin.negatives(cosines, self.target[matrix])
+        softmax.add(cosines, variants, slopes)
+        return softmax
+
+    def fresh_term(self) -> tuple[Tensor, Tensor]:
+        """Sum over matrices of the mean of the h largest cosines clipped at 0, and this rank's part of its gradient
+        [F, dim]."""
+        h, probes = self.settings.hard_negatives, self.probes[self.existing :]
+        if not self.fresh:
+            return self.probes.new_zeros(()), probes
+        special = (probes.to(self.columns.variants.dtype) @ self.columns.variants.transpose(1, 2)).float()
+        candidates = torch.cat([self.hardest.values.expand(self.matrices, -1, -1), special], 2)
+        chosen = largest_of_all_ranks(candidates, h)
+        counted = (chosen & (candidates > 0)).float()
+        loss = all_reduce((counted * candidates.clamp_min(0)).sum()) / (self.fresh * h)
+        common, special = counted.split([h, special.shape[2]], 2)
+        grad = torch.einsum("kfs,ksd->fd", special, self.columns.variants.float())
+        for column in range(h if len(self.columns.weights) else 0):
+            centers = self.columns.weights[self.hardest.columns[:, column]].float()
+            grad.addcmul_(common.sum(0)[:, column, None], centers)
+        return loss, grad / (self.fresh * h)

@@ -1,0 +1,57 @@
+"""The backbones. Importing this package makes them known to transformers' `AutoConfig` and `AutoModel`."""
+
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from ffc_ds.errors import UserError
+from ffc_ds.models.iresnet import BLOCKS, FaceEmbedding, IResNet, IResNetConfig
+from ffc_ds.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+from ffc_ds.models.vit import FaceViT, FaceViTConfig
+
+__all__ = [
+    "BACKBONES",
+    "FaceEmbedding",
+    "FaceViT",
+    "FaceViTConfig",
+    "IResNet",
+    "IResNetConfig",
+    "MobileFaceNet",
+    "MobileFaceNetConfig",
+    "build_backbone",
+]
+
+for _model in (IResNet, MobileFaceNet, FaceViT):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
+
+# Name of a backbone: its model class, and what the name says of its configuration.
+BACKBONES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
+    **{f"iresnet{depth}": (IResNet, {"depth": depth}) for depth in BLOCKS},
+    "mobilefacenet": (MobileFaceNet, {}),
+    "vit": (FaceViT, {}),
+}
+
+
+def build_backbone(name: str, image_size: int = 112, embedding_size: int = 512, **overrides: Any) -> PreTrainedModel:
+    """A freshly initialised backbone, in fp32 and in training mode.
+
+    name: a key of `BACKBONES`. image_size: side of the square input, pixels. overrides: fields of its config class.
+    Its forward takes float [B, 3, image_size, image_size] in [-1, 1] and gives a `FaceEmbedding`.
+
+    Raises UserError for an unknown name, an unknown override or a value the backbone cannot be built from.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"Unknown backbone '{name}'. There are: {', '.join(BACKBONES)}.")
+    model_class, preset = BACKBONES[name]
+    config_class = model_class.config_class
+    known = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    if unknown := sorted(overrides.keys() - known):
+        raise UserError(f"Backbone {name} has no setting {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
+    settings = {**preset, "image_size": image_size, "embedding_size": embedding_size, **overrides}
+    try:
+        return model_class(config_class(**settings))
+    except StrictDataclassFieldValidationError as error:
+        raise UserError(f"Backbone {name}: {error.__cause__}") from error

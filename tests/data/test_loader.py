@@ -1,0 +1,155 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.loader import check_batch_size, image_batches, make_loader, read_images
+from ffc_ds.data.loading import Faces
+from ffc_ds.data.sampler import Sampler
+from ffc_ds.errors import UserError
+
+SIZE, IMAGES = 8, 60
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (value, 2 * value, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_faces(damaged=()):
+    """Row i is an image of the colour i, of identity i // 2 (the last ones have one image each)."""
+    images = [b"damaged" if i in damaged else png(i) for i in range(IMAGES)]
+    labels = [i // 2 if i < 40 else i for i in range(IMAGES)]
+    return Faces(datasets.Dataset.from_dict({"image": images, "label": labels}), "the test faces", "image", "label")
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces()
+
+
+@pytest.fixture(scope="module")
+def sampler(faces):
+    return Sampler(IdentityIndex.build(faces.labels), 24, seed=4)
+
+
+def rows_shown(images):
+    return images[..., 0, 0, 0].numpy()
+
+
+@pytest.mark.parametrize("world_size, accumulation", [(1, 1), (2, 1), (3, 2), (1, 4), (6, 2)])
+def test_the_ranks_together_show_the_plan(faces, sampler, world_size, accumulation):
+    steps = range(5, 8)
+    ranks = [
+        list(make_loader(faces, sampler, SIZE, rank, world_size, accumulation, steps.start, steps.stop, workers=0))
+        for rank in range(world_size)
+    ]
+    for number, step in enumerate(steps):
+        plan = sampler.plan(step)
+        micro_steps = range(number * accumulation, (number + 1) * accumulation)
+        for field, expected in (("images", plan.images), ("flips", plan.flips), ("shifts", plan.shifts)):
+            parts = [getattr(ranks[rank][micro], field) for micro in micro_steps for rank in range(world_size)]
+            shown = torch.cat(parts, dim=1)
+            assert np.array_equal(rows_shown(shown) if field == "images" else shown.numpy(), expected)
+        for rank in ranks:
+            labels = [rank[micro].labels for micro in micro_steps]
+            assert all(isinstance(part, np.ndarray) for part in labels)
+            assert np.array_equal(np.concatenate(labels, axis=1), plan.identities)
+        assert ranks[0][micro_steps[0]].images.dtype == torch.uint8
+        assert ranks[0][micro_steps[0]].images.shape == (2, 12 // world_size // accumulation, SIZE, SIZE, 3)
+
+
+def test_workers_and_resumption_change_nothing(faces, sampler):
+    def batches(start, end, workers):
+        return list(make_loader(faces, sampler, SIZE, 1, 2, 3, start, end, workers))
+
+    uninterrupted = batches(0, 6, 0)
+    for other in (batches(0, 6, 2), batches(0, 2, 2) + batches(2, 6, 1)):
+        assert len(other) == len(uninterrupted) == 18
+        for a, b in zip(uninterrupted, other, strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+            assert isinstance(b.labels, np.ndarray)
+
+
+def test_making_a_loader_leaves_the_global_generator_alone(faces, sampler):
+    before = torch.get_rng_state()
+    list(make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 2, workers=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_batches_keep_the_order(faces, workers):
+    rows = np.array([5, 5, 2, 59, 0, 41, 7])
+    batches = list(image_batches(faces, rows, SIZE, 3, workers))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert batches[0].dtype == torch.uint8 and batches[0].shape == (3, SIZE, SIZE, 3)
+    assert np.array_equal(rows_shown(torch.cat(batches)), rows)
+
+
+def test_read_images_resizes_and_keeps_the_shape(faces):
+    images = read_images(faces, np.array([[3, 1], [1, 2]]), 12)
+    assert images.shape == (2, 2, 12, 12, 3) and rows_shown(images).tolist() == [[3, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(workers, sampler):
+    loader = make_loader(make_faces(damaged=range(IMAGES)), sampler, SIZE, 0, 1, 1, 0, 3, workers)
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    row = sampler.plan(0).images.min()
+    assert str(caught.value).startswith(f"row {row} of the test faces: not a readable image of 7 bytes")
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, sizes",
+    [((100, 4, 3), "96 or 120"), ((7, 4, 1), "8"), ((0, 1, 1), "2"), ((12, 4, 1), "8 or 16"), ((25, 1, 1), "24 or 26")],
+)
+def test_uneven_batches_name_the_nearest_sizes(arguments, sizes):
+    with pytest.raises(UserError, match=f": choose {sizes}$"):
+        check_batch_size(*arguments)
+
+
+def test_even_batches(faces, sampler):
+    for arguments in ((96, 4, 3), (2, 1, 1), (24, 3, 4)):
+        check_batch_size(*arguments)
+    with pytest.raises(UserError, match="24 cannot be cut"):
+        make_loader(faces, sampler, SIZE, 0, 5, 1, 0, 1, 0)
+
+
+def test_ctrl_c_prints_no_worker_traceback(tmp_path):
+    script = """
+        import sys, time
+        sys.path.insert(0, sys.argv[1])
+        from test_loader import make_faces, Sampler, IdentityIndex, make_loader
+        faces = make_faces()
+        sampler = Sampler(IdentityIndex.build(faces.labels), 24)
+        try:
+            for batch in make_loader(faces, sampler, 8, 0, 1, 1, 0, 10**6, 2):
+                print("batch", flush=True)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), os.path.dirname(__file__)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "batch\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert out.endswith("stopped\n") and "Traceback" not in errors

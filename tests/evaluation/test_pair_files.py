@@ -1,0 +1,176 @@
+"""Pair files: what is written is read, foreign dialects are read, attacks and damage are refused and never run."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from ffc_ds.errors import UserError
+from ffc_ds.evaluation.pair_files import read_pair_bin, write_pair_bin
+from ffc_ds.evaluation.verification import verify_pairs
+
+LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw" / "heldout.bin"
+
+SAME = np.array([True, False, True])
+IMAGES = [b"\xff\xd8\xff" + bytes(range(256)) * 3 + bytes([i]) for i in range(6)]
+
+
+def stored(tmp_path, content, protocol=4):
+    path = tmp_path / "pairs.bin"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return path
+
+
+def refused(path, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        read_pair_bin(path)
+    assert str(path) in str(error.value)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "pairs.bin"
+    write_pair_bin(path, IMAGES, SAME)
+    images, same = read_pair_bin(path)
+    assert images == IMAGES and same.dtype == bool and same.tolist() == SAME.tolist()
+    with open(path, "rb") as file:  # as InsightFace reads it
+        assert pickle.load(file, encoding="bytes") == (IMAGES, SAME.tolist())
+    with pytest.raises(ValueError, match="two images a flag"):
+        write_pair_bin(path, IMAGES[:-1], SAME)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_dialect_is_read(tmp_path, protocol):
+    arrays = [np.frombuffer(image, dtype=np.uint8) for image in IMAGES]
+    kinds_of_images = [IMAGES, tuple(IMAGES), arrays, [array.copy() for array in arrays]]
+    kinds_of_flags = [SAME.tolist(), SAME, list(SAME), [1, 0, 1], SAME.astype(np.uint8)]
+    for images in kinds_of_images:
+        for flags in kinds_of_flags:
+            read, same = read_pair_bin(stored(tmp_path, (images, flags), protocol))
+            assert read == IMAGES and same.tolist() == SAME.tolist()
+
+
+def test_strings_of_python_2_are_read(tmp_path):
+    def string(data):
+        return pickle.BINSTRING + struct.pack("<i", len(data)) + data
+
+    items = b"".join(string(image) for image in IMAGES)
+    flags = pickle.NEWTRUE + pickle.NEWFALSE + pickle.NEWTRUE
+    content = pickle.PROTO + b"\x02](" + items + b"e](" + flags + b"e" + pickle.TUPLE2 + b"."
+    assert pickle.loads(content, encoding="bytes") == (IMAGES, SAME.tolist())
+    images, same = read_pair_bin(stored(tmp_path, content))
+    assert images == IMAGES and same.tolist() == SAME.tolist()
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_attack_is_refused_and_never_run(tmp_path, protocol):
+    witness = tmp_path / "executed"
+    attacks = [
+        Call(os.mkdir, str(witness)),
+        Call(eval, f"__import__('os').mkdir({str(witness)!r})"),
+        Call(np.save, str(witness), np.zeros(1)),
+        Call(getattr, [], "append"),
+    ]
+    for attack in attacks:
+        for content in (attack, (IMAGES, attack), ([attack, *IMAGES], SAME.tolist())):
+            refused(stored(tmp_path, content, protocol), "it refers to")
+    assert not list(tmp_path.glob("executed*"))
+
+
+def test_names_within_permitted_modules_are_refused(tmp_path):
+    for name in (b"cnumpy\nload\n.", b"c_codecs\nlookup\n.", b"cnumpy.core.multiarray\nfromfile\n."):
+        refused(stored(tmp_path, name), "it refers to")
+    dotted = b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__getattr__\x93."
+    refused(stored(tmp_path, dotted), "it refers to numpy.ndarray.__getattr__")
+
+
+def test_nothing_in_the_process_can_be_changed(tmp_path):
+    set_attribute = b"\x80\x02c_codecs\nencode\n}X\x06\x00\x00\x00secretK\x01sb."
+    refused(stored(tmp_path, set_attribute), "it holds a dictionary")
+
+
+@pytest.mark.parametrize("claim, reason", [
+    (b"\x80\x04]r\xff\xff\xff\x7f.", "memo index 2147483647 is absurd"),
+    (b"]p99999999999\n.", "memo index 99999999999 is absurd"),
+    (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"short.", "expected 1099511627776 bytes"),
+    (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].", "truncated"),
+    # an array of 2^31 elements, which numpy itself would allocate
+    (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85U\x01b\x87R.", "not hold"),
+])
+def test_absurd_sizes_are_refused_before_they_cost_anything(tmp_path, claim, reason):
+    refused(stored(tmp_path, claim), reason)
+
+
+def test_a_file_too_large_is_not_read(tmp_path):
+    path = tmp_path / "huge.bin"
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+    refused(path, "at most 2147483648 bytes")
+
+
+def test_every_truncation_is_refused(tmp_path):
+    content = pickle.dumps((IMAGES, SAME.tolist()), protocol=4)
+    for length in [*range(60), *range(60, len(content), 97), len(content) - 1]:
+        refused(stored(tmp_path, content[:length]), "not a valid InsightFace .bin")
+
+
+def test_random_damage_is_refused_or_harmless(tmp_path):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(pickle.dumps(([np.frombuffer(IMAGES[0], np.uint8)] * 6, list(SAME)), 4), dtype=np.uint8)
+    for _ in range(500):
+        damaged = whole.copy()
+        damaged[rng.integers(len(whole), size=2)] = rng.integers(256, size=2)
+        path = stored(tmp_path, damaged.tobytes())
+        try:
+            images, same = read_pair_bin(path)
+        except UserError:
+            continue
+        assert len(images) == 2 * len(same)
+
+
+@pytest.mark.parametrize("content, reason", [
+    ((IMAGES[:-1], SAME.tolist()), "5 images and 3 flags"),
+    (([], []), "0 images and 0 flags"),
+    (IMAGES, "does not hold a list of images and a list of flags"),
+    ((IMAGES, SAME.tolist(), 1), "does not hold a list of images and a list of flags"),
+    (([*IMAGES[:-1], b"plain text"], SAME.tolist()), "item 5 is not an encoded image"),
+    (([*IMAGES[:-1], "text"], SAME.tolist()), "item 5 is not an encoded image"),
+    (([np.zeros(9), *IMAGES[1:]], SAME.tolist()), "item 0 is not an encoded image"),
+    ((IMAGES, [True, False, 2]), "not all booleans"),
+    ((IMAGES, [True, False, None]), "not all booleans"),
+    ((IMAGES, [True, False, np.int64(1)]), "not all booleans"),
+    ((IMAGES, 7), "not a list of flags"),
+    (b"", "not a valid InsightFace .bin"),
+    (b"PK\x03\x04 a zip archive", "not a valid InsightFace .bin"),
+])
+def test_wrong_content_is_named(tmp_path, content, reason):
+    refused(stored(tmp_path, content), reason)
+
+
+def test_missing_file_and_folder(tmp_path):
+    refused(tmp_path / "none.bin", "No such file")
+    refused(tmp_path, "not a file")
+
+
+@pytest.mark.skipif(not LFW.exists(), reason="the shared LFW pairs are not here")
+def test_raw_pixels_barely_verify_real_faces():
+    images, same = read_pair_bin(LFW)
+    assert len(images) == 12000 and same.sum() == 3000
+    pixels = {image: simplejpeg.decode_jpeg(image, "RGB") for image in set(images)}
+    assert {each.shape for each in pixels.values()} == {(112, 112, 3)}
+    embedded = np.array([pixels[image][::4, ::4].ravel() for image in images]) / 127.5 - 1
+    result = verify_pairs(embedded[::2], embedded[1::2], same)
+    assert result.accuracy == pytest.approx(0.62, abs=0.01)
