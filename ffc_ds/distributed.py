@@ -1,4 +1,4 @@
-"""Collectives with gradients, shard bounds, and errors that every rank shares. Everything works without a process group too."""
+"""Collectives with gradients, shard bounds, and errors that every rank shares; all of it works alone too."""
 
 import datetime
 
@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from ffc_ds.errors import UserError
-
 
 # torch 2.13 renamed it
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -22,7 +22,7 @@ def _one_rank(rank, world, store, function, args, results):
 
 
 def run_ranks(world: int, function, *args) -> list:
-    """What `function(*args)` returns on each of `world` gloo processes, in rank order. It must be a module's function."""
+    """What a module's `function(*args)` returns on each of `world` gloo processes, in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         try:

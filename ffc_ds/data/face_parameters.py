@@ -9,8 +9,9 @@ import numpy as np
 
 from ffc_ds.data.randomness import mix
 
-# name: (low, high) of a uniform draw; geometry in the coordinates of face_renderer, tones as a share between two
-# colours, depths as a share of the light that is lost. Ranges that begin below zero are clipped there: some have none.
+# name: (low, high) of a uniform draw; geometry in the coordinates of face_drawing, tones as a share between two
+# colours, depths as a share of the light that is lost. What cannot be negative but has a range that begins below zero
+# is clipped there, so that many have none of it; glasses, scarf and patch are there if the draw is below a threshold.
 PERSON = {
     "width": (0.42, 0.56), "top": (0.58, 0.72), "chin": (0.60, 0.78), "jaw": (0.0, 0.42), "square": (0.0, 0.8),
     "ear_v": (-0.12, 0.12), "ear_size": (0.05, 0.12), "skin": (0.0, 1.0), "skin_red": (-0.06, 0.06),
@@ -19,7 +20,7 @@ PERSON = {
     "strands": (3.0, 12.0), "tilt": (-0.07, 0.07),
     "eye_u": (0.17, 0.28), "eye_v": (-0.16, 0.02), "eye_width": (0.075, 0.135), "eye_height": (0.35, 0.70),
     "eye_slant": (-0.35, 0.35), "eye_lower": (0.45, 1.0), "iris": (0.55, 0.95), "iris_tone": (0.0, 1.0),
-    "iris_green": (0.0, 0.25), "crease": (1.3, 2.2), "crease_depth": (0.0, 0.5), "socket": (0.0, 0.35),
+    "iris_red": (0.0, 0.25), "crease": (1.3, 2.2), "crease_depth": (0.0, 0.5), "socket": (0.0, 0.35),
     "bag": (0.0, 0.3), "brow_gap": (0.10, 0.22), "brow_size": (0.012, 0.05), "brow_length": (0.09, 0.17),
     "brow_slant": (-0.35, 0.35), "brow_arch": (-1.0, 5.0), "brow_shift": (-0.04, 0.05), "brow_depth": (0.45, 0.95),
     "nose_v": (0.10, 0.27), "nose_width": (0.055, 0.14), "bridge": (0.02, 0.06), "bridge_depth": (0.05, 0.4),

@@ -62,7 +62,7 @@ def load_faces(name: str, split: str, image_column: str, label_column: str) -> F
 
     Args:
         name: a dataset on the HF hub, a folder of parquet files or of images (a folder per identity), a folder written
-            by `save_to_disk`, or "generated..." (see `generated.parse`).
+            by `save_to_disk`, or "generated:..." (see `generated.parse`).
         split: its split.
         image_column: holds images or their encoded bytes.
         label_column: holds the identities: integers from 0, gaps allowed.
@@ -87,7 +87,7 @@ def has_split(name: str, split: str) -> bool:
 
 
 def _is_generated(name: str) -> bool:
-    return name.startswith("generated")
+    return name.partition(":")[0] == "generated"
 
 
 def _generate(name: str, split: str) -> datasets.Dataset:
@@ -120,6 +120,8 @@ def _open(name: str) -> Mapping[str, datasets.Dataset]:
         ) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0]
+        if "corresponds to no data" in reason:
+            raise UserError(f"dataset {name} has an empty split: remove its files, or put images in it") from error
         raise UserError(f"cannot open dataset {name} ({reason}): check the name and the files") from error
 
 

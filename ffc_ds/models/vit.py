@@ -83,7 +83,7 @@ class FaceViT(PreTrainedModel):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.vit = ViTModel(vit_config, add_pooling_layer=False)
         self.fc = nn.Linear(tokens * config.hidden_size, config.embedding_size, bias=not config.batch_norm)
-        self.features = nn.BatchNorm1d(config.embedding_size) if True else nn.Identity()
+        self.features = nn.BatchNorm1d(config.embedding_size) if config.batch_norm else nn.Identity()
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> FaceEmbedding:

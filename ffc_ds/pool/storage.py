@@ -20,7 +20,7 @@ class PoolStorage:
         self._undo = []
 
     def write(self, taken: Taken, features: torch.Tensor) -> None:
-        """Put the gathered gallery features [n, dim] where the index says; of several for one row the last one stays."""
+        """Put gathered gallery features [n, dim] where the index says; of several for one row the last one stays."""
         mine = np.flatnonzero(taken.last & (taken.slots >= self.start) & (taken.slots < self.end))
         if not mine.size:
             return

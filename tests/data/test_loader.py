@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -126,6 +127,14 @@ def test_even_batches(faces, sampler):
         check_batch_size(*arguments)
     with pytest.raises(UserError, match="24 cannot be cut"):
         make_loader(faces, sampler, SIZE, 0, 5, 1, 0, 1, 0)
+
+
+def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):
+    batches = iter(make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 20, workers=2))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 19
 
 
 def test_ctrl_c_prints_no_worker_traceback(tmp_path):

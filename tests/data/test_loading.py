@@ -15,6 +15,7 @@ from ffc_ds.data.loading import Faces, has_split, load_faces
 from ffc_ds.errors import UserError
 
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw"
+INTEGER = datasets.Value("int64")
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +29,10 @@ def png(value):
     return file.getvalue()
 
 
-def table(labels, **columns):
+def table(labels, label_feature=INTEGER):
     """Row i shows the colour i."""
     images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
-    features = datasets.Features(image=datasets.Image(), label=columns.pop("label_feature", datasets.Value("int64")))
+    features = datasets.Features(image=datasets.Image(), label=label_feature)
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
@@ -44,7 +45,7 @@ def parquet(tmp_path):
     folder = tmp_path / "faces"
     folder.mkdir()
     table([4, 4, 0, 9, 0]).to_parquet(folder / "train-00000-of-00001.parquet")
-    table([1, 2]).to_parquet(folder / "eval-00000-of-00001.parquet")
+    table([1, 2, 3, 4, 5]).to_parquet(folder / "eval-00000-of-00001.parquet")
     return str(folder)
 
 
@@ -90,7 +91,12 @@ def test_saved_to_disk(tmp_path):
     assert has_split(str(tmp_path / "both"), "dev") and not has_split(str(tmp_path / "one"), "dev")
 
 
-def test_row_selection_and_other_columns_names_and_types():
+def test_saved_split_keeps_its_name(tmp_path):
+    datasets.Dataset.from_dict({"image": [png(0)], "label": [0]}, split="dev").save_to_disk(tmp_path / "one")
+    assert has_split(str(tmp_path / "one"), "dev") and not has_split(str(tmp_path / "one"), "train")
+
+
+def test_row_selection_and_other_column_names_and_types():
     faces = Faces(
         table([7, 8, 9, 7]).select([3, 1]).rename_columns({"image": "png", "label": "who"}), "x", "png", "who"
     )
@@ -171,6 +177,20 @@ def test_paths_that_are_no_dataset(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             load_faces(str(tmp_path / name), "train", "image", "label")
         assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
+    table([]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="has an empty split"):
+        load_faces(str(tmp_path), "train", "image", "label")
+
+
+def test_generated_identities():
+    faces = load_faces("generated:2:16", "test", "image", "label")
+    assert set(faces.labels) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
+    assert has_split("generated:2:16", "train") and not has_split("generated", "dev")
+    with pytest.raises(UserError, match="no split 'dev', it has train, test"):
+        load_faces("generated:2:16", "dev", "image", "label")
 
 
 def test_unreachable_hub_is_noticed_at_once(monkeypatch):

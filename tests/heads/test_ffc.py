@@ -111,8 +111,11 @@ def run_sharded(settings, seed, identities, duplicates):
         grads.append(torch.autograd.grad(loss, own)[0] / world_size())
         head.step(applied=True, learning_rate=0.1)
     held = head.index.order()
-    return losses, torch.stack(grads), head.storage.features, list(
-        zip(head.index.identity[held].tolist(), held.tolist(), strict=True)
+    return (
+        losses,
+        torch.stack(grads),
+        head.storage.features,
+        list(zip(head.index.identity[held].tolist(), held.tolist(), strict=True)),
     )
 
 

@@ -1,0 +1,180 @@
+"""All that touches DeepSpeed: the process group, the sharded backbone with its optimizer, the gallery beside it."""
+
+import copy
+import json
+import logging
+import math
+import os
+import socket
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger
+from torch import Tensor, nn
+
+from ffc_ds.config import Config
+from ffc_ds.distributed import TIMEOUT, all_reduce, world_size
+from ffc_ds.errors import UserError
+from ffc_ds.models.gallery import Gallery
+
+logger.setLevel(logging.WARNING)
+
+
+def init_distributed() -> torch.device:
+    """Join the processes of the launcher, or stand alone without one. Returns this rank's device."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    return torch.device(accelerator.device_name() if accelerator.device_name() == "cpu" else f"cuda:{local_rank}")
+
+
+def read_deepspeed_config(config: Config) -> dict:
+    """The ds_config of a run with its "auto" values filled in. Raises UserError if it is missing or contradicts."""
+    path = Path(config.deepspeed)
+    try:
+        settings = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"deepspeed: {path}: {error.strerror}. The files in ds_configs/ are a start.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"deepspeed: {path} is not JSON: {error}.") from None
+    accumulation, batch_size = config.train.accumulation, config.data.batch_size
+    ours = {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": batch_size // (accumulation * world_size()),
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optim.clip,
+    }
+    for key, value in ours.items():
+        if settings.setdefault(key, "auto") == "auto":
+            settings[key] = value
+        elif settings[key] != value:
+            raise UserError(f'{path}: {key} is {settings[key]}, but the run asks for {value}. Write "auto" there.')
+    optimizer = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, "momentum": config.optim.momentum}
+    chosen = settings.get("optimizer", {}).get("params", {})
+    chosen |= {key: optimizer[key] for key, value in chosen.items() if value == "auto" and key in optimizer}
+    # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors.
+    return {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False} | settings
+
+
+class Engine:
+    """The probe net under DeepSpeed, and the gallery net that follows it if `gallery_momentum` is given."""
+
+    def __init__(self, config: Config, model: nn.Module, gallery_momentum: float | None = None):
+        settings = read_deepspeed_config(config)
+        self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
+        self.dtype = _dtype(settings)
+        follower = None if gallery_momentum is None else copy.deepcopy(model).requires_grad_(False)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=parameters, optimizer=optimizer, config=settings
+        )
+        self.module, self.device = self._engine.module, self._engine.device
+        if hasattr(self._engine.optimizer, "check_grad_overflow"):
+            # ZeRO would apply a non-finite gradient unless it computes in fp16.
+            self._engine.optimizer.check_grad_overflow = True
+        self._plain = self.zero_stage == 0 and self.dtype == torch.float32
+        self._plain_norm = 0.0
+        self.gallery = None if follower is None else self._make_gallery(follower, gallery_momentum, settings)
+
+    def _make_gallery(self, module, momentum, settings) -> Gallery:
+        forward = module.to(device=self.device, dtype=self.dtype)
+        if self.zero_stage == 3:
+            # Nothing may stay gathered from one forward to the next: the average changes the shards in between.
+            fresh = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+            zero = settings["zero_optimization"] | fresh
+            settings = {key: value for key, value in settings.items() if key != "optimizer"}
+            forward, *_ = deepspeed.initialize(model=module, config=settings | {"zero_optimization": zero})
+            module = forward.module
+        return Gallery(forward, module, self.module, momentum)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[n, dim] of the probe net for its input [n, 3, S, S], with gradient."""
+        return self._engine(images).embeddings
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro-batch, scaled and reduced as DeepSpeed does."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> bool:
+        """Close a micro-batch; at the last one of a step update the weights. False if that was refused, on all ranks
+        alike, because a gradient was not finite."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        finite = True
+        if self._plain and self._engine.is_gradient_accumulation_boundary():
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._plain_norm = torch.nn.utils.get_total_norm(grads).item()
+            finite = math.isfinite(self._plain_norm)
+            if not finite:
+                self.module.zero_grad(set_to_none=True)
+        self._engine.step()
+        return finite and self._engine.was_step_applied()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the last step's gradient before clipping, over all ranks; infinite if it was refused."""
+        return self._plain_norm if self._plain else float(self._engine.get_global_grad_norm() or 0.0)
+
+    def average_buffers(self) -> None:
+        """Make the running statistics of batch normalisation those of all ranks: their mean."""
+        for module in (self.module, self.gallery.module if self.gallery else None):
+            for buffer in module.buffers() if module is not None else ():
+                if buffer.is_floating_point():
+                    all_reduce(buffer).div_(world_size())
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state, every rank its part, to folder/engine."""
+        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Take over what `save` wrote. Raises UserError if it is not there or does not fit."""
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+        except (RuntimeError, FileNotFoundError, AssertionError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()
+            raise UserError(f"{folder}/engine cannot be loaded: {reason[0] if reason else error!r}.") from error
+        if path is None:
+            raise UserError(f"{folder}/engine is missing or incomplete; choose another checkpoint.")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole probe net as a state dict in host memory, on rank 0; empty on the others. All ranks must call."""
+        gathered = {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, enabled=self.zero_stage == 3):
+                if self._engine.global_rank == 0:
+                    gathered[name] = parameter.detach().cpu().clone()
+        if self._engine.global_rank == 0:
+            gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
+        return gathered
+
+
+def _dtype(settings: dict) -> torch.dtype:
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if settings.get(key, {}).get("enabled"):
+            return dtype
+    return torch.float32
+
+
+def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    chosen = config.optim
+    if chosen.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=chosen.lr,
+        momentum=chosen.momentum,
+        weight_decay=chosen.weight_decay,
+        nesterov=chosen.momentum > 0,
+    )

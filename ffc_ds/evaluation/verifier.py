@@ -1,0 +1,79 @@
+"""The pairs of a verification, chosen once, and the verification of a net on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.embedding import embed
+from ffc_ds.evaluation.pair_files import read_pair_bin
+from ffc_ds.evaluation.verification import VerificationResult, make_pairs, verify_pairs
+
+
+class EncodedImages:
+    """Encoded images in memory, read as `data.loading.Faces` are."""
+
+    def __init__(self, images: list[bytes], name: str):
+        self.images, self.name = images, name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, rows: np.ndarray) -> list[bytes]:
+        return [self.images[row] for row in rows]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of `images` (int64 [m]) and n pairs of positions in `rows` with their truth (bool [n])."""
+
+    images: object
+    rows: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    same: np.ndarray
+
+    @classmethod
+    def from_bin(cls, path: str) -> "Pairs":
+        """Pairs of an InsightFace-style .bin; identical images are embedded once. Raises UserError."""
+        images, same = read_pair_bin(path)
+        distinct = {}
+        places = np.array([distinct.setdefault(image, len(distinct)) for image in images])
+        return cls(EncodedImages(list(distinct), path), np.arange(len(distinct)), places[::2], places[1::2], same)
+
+    @classmethod
+    def from_identities(cls, faces, index: IdentityIndex, pairs: int, seed: int) -> "Pairs":
+        """Pairs drawn from labelled images, half of them genuine. Raises UserError."""
+        return cls(faces, *make_pairs(index.offsets, index.images, pairs, seed))
+
+
+def verify(
+    module: torch.nn.Module,
+    pairs: Pairs,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable = iter,
+) -> VerificationResult | None:
+    """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
+    training = module.training
+    module.eval()
+    embeddings = embed(
+        lambda inputs: module(inputs).embeddings,
+        pairs.images,
+        pairs.rows,
+        image_size,
+        batch_size,
+        device,
+        dtype,
+        mirror=True,
+        progress=progress,
+    )
+    module.train(training)
+    embeddings = embeddings.cpu().numpy()
+    if not np.isfinite(embeddings).all():
+        return None
+    return verify_pairs(embeddings[pairs.left], embeddings[pairs.right], pairs.same)

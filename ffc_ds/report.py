@@ -1,0 +1,77 @@
+"""What a finished run leaves: the backbone, results.json, figures, and a table for the eye."""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import deepspeed
+import torch
+import transformers
+from torch import Tensor
+
+import ffc_ds
+from ffc_ds.config import Config
+from ffc_ds.evaluation.figures import learning_curve, roc_figure
+from ffc_ds.evaluation.verification import VerificationResult
+from ffc_ds.models import build_backbone
+from ffc_ds.tracking import read_metrics
+
+
+def write_report(config: Config, results: dict, weights: dict[str, Tensor], last: VerificationResult | None) -> None:
+    """Write the report of a run; for rank 0."""
+    folder = Path(config.output_dir)
+    model = build_backbone(**backbone_settings(config))
+    model.load_state_dict(weights)
+    model.save_pretrained(folder / "model")
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    lines = read_metrics(folder / "metrics.jsonl")
+    curves = {"accuracy": "verification of unseen identities"}
+    if any(line.get("accuracy") is not None for line in lines):
+        learning_curve(lines, curves, folder / "learning_curve.png", losses={"loss": "training loss"})
+    if last is not None:
+        roc_figure({config.head.name: last}, folder / "roc.png")
+
+
+def backbone_settings(config: Config) -> dict:
+    """Arguments of `build_backbone`."""
+    model = asdict(config.model)
+    return model.pop("overrides") | model
+
+
+def versions() -> dict[str, str]:
+    """Of everything that made the result."""
+    modules = (ffc_ds, torch, deepspeed, transformers, datasets)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version(), "device": device}
+
+
+def table(results: dict, folder: Path) -> str:
+    """What was learnt and where it lies."""
+    trained, untrained = results["trained"], results["untrained"] or {"accuracy": None}
+    rows = [
+        ("identities, images", f"{results['identities']:,}, {results['images']:,}"),
+        ("steps, ranks", f"{results['steps']:,}, {results['world_size']}"),
+        ("verification, untrained", percent(untrained)),
+        ("verification, trained", percent(trained)),
+        *((f"TAR at FAR {far}", _share(value)) for far, value in trained.get("tar_at_far", {}).items()),
+        ("AUC", _share(trained.get("auc"))),
+        ("backbone", folder / "model"),
+        ("figures and numbers", folder / "results.json"),
+        ("", folder / "learning_curve.png"),
+        ("metrics", folder / "metrics.jsonl"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def percent(result: dict) -> str:
+    """Accuracy with its deviation over the folds."""
+    if result["accuracy"] is None:
+        return "the embeddings are not finite"
+    return f"{100 * result['accuracy']:.2f} % +- {100 * result['accuracy_std']:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "too few pairs to tell" if value is None else f"{value:.4f}"

@@ -1,0 +1,231 @@
+"""A run from its settings to its results: the loop, readable from top to bottom."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from tqdm import tqdm
+
+from ffc_ds import checkpoint
+from ffc_ds.config import Config, save_config
+from ffc_ds.data.augment import to_input
+from ffc_ds.data.identity_index import load_or_build
+from ffc_ds.data.loader import check_batch_size, make_loader
+from ffc_ds.data.loading import has_split, load_faces
+from ffc_ds.data.randomness import mix, permute
+from ffc_ds.data.sampler import Sampler
+from ffc_ds.distributed import barrier, first_rank_first, rank, together, world_size
+from ffc_ds.embedding import embed
+from ffc_ds.engine import Engine, init_distributed
+from ffc_ds.evaluation.verifier import Pairs, verify
+from ffc_ds.heads import build_head
+from ffc_ds.meter import Meter
+from ffc_ds.models import build_backbone
+from ffc_ds.report import backbone_settings, percent, table, versions, write_report
+from ffc_ds.schedule import learning_rate
+from ffc_ds.tracking import Tracker
+
+PREFILL_STREAM = 200
+PREFILL_CHUNK = 1 << 16
+
+
+class Trainer:
+    """Everything a run needs, built from its settings; `run()` trains, verifies and writes the results.
+
+    Raises UserError, the same on all ranks, for anything in the settings or the data that cannot work.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.folder = config, Path(config.output_dir)
+        self.device = init_distributed()
+        self.accumulation = config.train.accumulation
+        check_batch_size(config.data.batch_size, world_size(), self.accumulation)
+        self._open_data()
+        data, model = config.data, config.model
+        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed)
+        self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
+        self.head = together(
+            lambda: build_head(
+                config.head,
+                self.index.identities,
+                model.embedding_size,
+                self.sampler.rows // self.accumulation,
+                self.device,
+                config.seed,
+            )
+        )
+        set_seed(config.seed)
+        backbone = together(lambda: build_backbone(**backbone_settings(config)))
+        momentum = config.head.gallery_momentum if self.head.wants_gallery else None
+        self.engine = together(lambda: Engine(config, backbone, momentum))
+        self.meter = Meter(data.batch_size)
+        self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
+        wandb_id = self._resume() if config.resume else None
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.folder / "config.yaml")
+        self.tracker = Tracker(config, self.start, self.steps, wandb_id)
+
+    def run(self) -> dict:
+        """Train to the end. Returns what is written to results.json."""
+        if self.start == 0:
+            self._verify(0)
+            self._prefill()
+        with self.meter.paused():
+            batches = self.meter.timed(self._batches())
+        for step in range(self.start, self.steps):
+            lr = learning_rate(self.config.optim, step, self.steps)
+            if self.engine.gallery is not None:
+                self.engine.gallery.follow()
+            for _ in range(self.accumulation):
+                loss, parts = self._loss(next(batches), step)
+                self.engine.backward(loss)
+                applied = self.engine.step(lr)
+                self.meter.add({"loss": loss.detach()} | parts)
+            self.head.step(applied, lr)
+            self.skipped += not applied
+            self.meter.step()
+            self._after_step(step + 1, lr)
+        return self._finish()
+
+    def _loss(self, batch, step):
+        """Features of both views by the nets, and what the head makes of them."""
+        torch.manual_seed(int(mix(self.config.seed, step, rank())) >> 1)  # dropout, with no state to save
+        images, flips, shifts = (
+            tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.shifts)
+        )
+        inputs = to_input(images, flips, shifts, self.config.data.shift, self.engine.dtype)
+        probe, gallery = self.engine.features(inputs).unflatten(0, (2, -1)), None
+        if self.engine.gallery is not None:
+            gallery = self.engine.gallery.features(inputs).unflatten(0, (2, -1))
+        return self.head.loss(probe, batch.labels, gallery)
+
+    def _batches(self):
+        size, workers = self.config.model.image_size, self.config.data.workers
+        return make_loader(
+            self.faces, self.sampler, size, rank(), world_size(), self.accumulation, self.start, self.steps, workers
+        )
+
+    def _after_step(self, done, lr):
+        """Log, verify and save, each when it is time, after `done` steps."""
+        train, every, last = self.config.train, self.config.eval.every, done == self.steps
+        self.tracker.advance()
+        if done % train.log_every == 0 or last:
+            state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "skipped_steps": self.skipped}
+            epoch = done * self.sampler.batch_size / len(self.index.images)
+            self.tracker.log({"step": done, "epoch": epoch} | self.meter.summary() | state)
+        if last or (every and done % every == 0):
+            self._verify(done)
+        if last or done % train.checkpoint_every == 0:
+            with self.meter.paused():
+                self._save(done)
+
+    def _verify(self, done):
+        """Verification of the probe net on identities it has not been trained on."""
+
+        def progress(batches):
+            return tqdm(batches, desc=f"verify at step {done}", leave=False, disable=rank() != 0)
+
+        size, batch_size = self.config.model.image_size, self.config.eval.batch_size
+        with self.meter.paused():
+            self.engine.average_buffers()
+            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, progress)
+        self.last_result = result
+        found = {"accuracy": None} if result is None else result.to_dict()
+        self.verified[str(done)] = found
+        rates = {f"tar_at_far_{far}": value for far, value in found.pop("tar_at_far", {}).items()}
+        self.tracker.log({"step": done} | found | rates)
+        found["tar_at_far"] = {key.removeprefix("tar_at_far_"): value for key, value in rates.items()}
+        self.tracker.say(f"step {done}: verification of unseen identities {percent(found)}")
+
+    def _prefill(self):
+        """One pass of the gallery net over one image each of a share of the identities."""
+        wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, self._prefill_key())
+        for start in range(0, len(wanted), PREFILL_CHUNK):
+            identities = wanted[start : start + PREFILL_CHUNK]
+            features = embed(
+                self.engine.gallery.features,
+                self.faces,
+                self.index.images[self.index.offsets[identities]],
+                self.config.model.image_size,
+                max(1, self.sampler.batch_size // world_size()),
+                self.device,
+                self.engine.dtype,
+                progress=lambda batches: tqdm(batches, desc="fill the pool", leave=False, disable=rank() != 0),
+            )
+            self.head.prefill(identities, features)
+
+    def _prefill_key(self):
+        return mix(self.config.seed, PREFILL_STREAM)
+
+    def _open_data(self):
+        """The training images, their identities, and the verification pairs."""
+        data, evaluation = self.config.data, self.config.eval
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / "ffc_ds"
+
+        def opened(split):
+            faces = load_faces(data.train, split, data.image_column, data.label_column)
+            return faces, load_or_build(faces.labels, faces.fingerprint, cache)
+
+        self.faces, self.index = first_rank_first(lambda: opened(data.split))
+        if evaluation.bin:
+            self.pairs = together(lambda: Pairs.from_bin(evaluation.bin))
+            return
+        if together(lambda: has_split(data.train, evaluation.split)):
+            faces, held_out = first_rank_first(lambda: opened(evaluation.split))
+        else:
+            faces, (self.index, held_out) = self.faces, self.index.split(evaluation.holdout, self.config.seed)
+        self.pairs = together(lambda: Pairs.from_identities(faces, held_out, evaluation.pairs, self.config.seed))
+
+    def _save(self, done):
+        self.engine.average_buffers()
+        run = {
+            "identity": self._identity(),
+            "skipped": self.skipped,
+            "verified": self.verified,
+            "meter": self.meter.state(),
+            "wandb_id": self.tracker.wandb_id,
+            "config": asdict(self.config),
+        }
+        keep = self.config.train.keep_checkpoints
+        checkpoint.save(self.folder / "checkpoints", done, self.engine, self.head, run, keep)
+
+    def _resume(self) -> str | None:
+        path = together(lambda: checkpoint.find(self.config.resume, self.folder / "checkpoints"))
+        run = together(lambda: checkpoint.verify(path, self._identity(), self.engine.zero_stage))
+        checkpoint.load(path, self.engine, self.head)
+        self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
+        self.meter.load(run["meter"])
+        return run["wandb_id"]
+
+    def _identity(self) -> dict:
+        """What must be the same for a checkpoint to be of this run."""
+        config = self.config
+        model = {f"model.{key}": value for key, value in asdict(config.model).items()}
+        head = {f"head.{key}": getattr(config.head, key) for key in ("name", "pool_size", "group_size")}
+        data = {f"data.{key}": getattr(config.data, key) for key in ("batch_size", "loader", "id_share")}
+        return model | head | data | {"seed": config.seed, "identities": self.index.identities}
+
+    def _finish(self) -> dict:
+        results = {
+            "untrained": self.verified.get("0"),
+            "trained": self.verified[str(self.steps)],
+            "steps": self.steps,
+            "skipped_steps": self.skipped,
+            "identities": self.index.identities,
+            "images": len(self.index.images),
+            "world_size": world_size(),
+            "seed": self.config.seed,
+            "versions": versions(),
+            "config": asdict(self.config),
+        }
+        weights = self.engine.weights()
+        self.tracker.close({"accuracy": results["trained"]["accuracy"]})
+        if rank() == 0:
+            write_report(self.config, results, weights, self.last_result)
+            print(table(results, self.folder), flush=True)
+        barrier()
+        return results

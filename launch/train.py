@@ -1,0 +1,23 @@
+"""Train.
+
+deepspeed launch/train.py --config launch/recipes/quickstart.yaml [--section.key value ...]
+deepspeed --num_accelerators 2 launch/train.py --config launch/recipes/lfw.yaml --data.train PATH --eval.bin PATH.bin
+"""
+
+import sys
+
+from ffc_ds.launching import run_for_user
+
+
+def main(arguments: list[str]) -> None:
+    from ffc_ds.config import parse_config
+
+    config = parse_config(arguments)
+
+    from ffc_ds.trainer import Trainer
+
+    Trainer(config).run()
+
+
+if __name__ == "__main__":
+    run_for_user(lambda: main(sys.argv[1:]))
