@@ -29,6 +29,8 @@ class DataConfig:
     """Images of one optimizer step: over both views, all ranks and all accumulated micro-batches."""
     id_share: float = 2 / 3
     """Share of a dual batch that the id loader fills; the published one is 64 pairs to 64 images."""
+    id_draw: Literal["identities", "images", "pairs"] = "identities"
+    """What the id loader draws."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
     workers: int = 1
@@ -189,7 +191,7 @@ def parse_config(arguments: list[str]) -> Config:
     for path in _config_files(arguments):
         _check_file(path)
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(arguments))
+        parsed = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise UserError(f"The settings cannot be used: {error}") from None
     config = Config(**{entry.name: parsed[entry.name] for entry in fields(Config)})

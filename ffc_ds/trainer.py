@@ -45,7 +45,7 @@ class Trainer:
         check_batch_size(config.data.batch_size, world_size(), self.accumulation)
         self._open_data()
         data, model = config.data, config.model
-        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed)
+        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed, data.id_draw)
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
         self.head = together(
             lambda: build_head(

@@ -119,9 +119,9 @@ def _open(name: str) -> Mapping[str, datasets.Dataset]:
             "or the connection"
         ) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if "corresponds to no data" in reason:
-            raise UserError(f"dataset {name} has an empty split: remove its files, or put images in it") from error
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
+            raise UserError(f"dataset {name} has an empty split or file: remove it, or put images in it") from error
         raise UserError(f"cannot open dataset {name} ({reason}): check the name and the files") from error
 
 

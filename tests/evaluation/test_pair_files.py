@@ -102,14 +102,20 @@ def test_nothing_in_the_process_can_be_changed(tmp_path):
     refused(stored(tmp_path, set_attribute), "it holds a dictionary")
 
 
-@pytest.mark.parametrize("claim, reason", [
-    (b"\x80\x04]r\xff\xff\xff\x7f.", "memo index 2147483647 is absurd"),
-    (b"]p99999999999\n.", "memo index 99999999999 is absurd"),
-    (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"short.", "expected 1099511627776 bytes"),
-    (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].", "truncated"),
-    # an array of 2^31 elements, which numpy itself would allocate
-    (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85U\x01b\x87R.", "not hold"),
-])
+@pytest.mark.parametrize(
+    "claim, reason",
+    [
+        (b"\x80\x04]r\xff\xff\xff\x7f.", "memo index 2147483647 is absurd"),
+        (b"]p99999999999\n.", "memo index 99999999999 is absurd"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"short.", "expected 1099511627776 bytes"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].", "truncated"),
+        # an array of 2^31 elements, which numpy itself would allocate
+        (
+            b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ\xff\xff\xff\x7f\x85U\x01b\x87R.",
+            "not hold",
+        ),
+    ],
+)
 def test_absurd_sizes_are_refused_before_they_cost_anything(tmp_path, claim, reason):
     refused(stored(tmp_path, claim), reason)
 
@@ -141,21 +147,24 @@ def test_random_damage_is_refused_or_harmless(tmp_path):
         assert len(images) == 2 * len(same)
 
 
-@pytest.mark.parametrize("content, reason", [
-    ((IMAGES[:-1], SAME.tolist()), "5 images and 3 flags"),
-    (([], []), "0 images and 0 flags"),
-    (IMAGES, "does not hold a list of images and a list of flags"),
-    ((IMAGES, SAME.tolist(), 1), "does not hold a list of images and a list of flags"),
-    (([*IMAGES[:-1], b"plain text"], SAME.tolist()), "item 5 is not an encoded image"),
-    (([*IMAGES[:-1], "text"], SAME.tolist()), "item 5 is not an encoded image"),
-    (([np.zeros(9), *IMAGES[1:]], SAME.tolist()), "item 0 is not an encoded image"),
-    ((IMAGES, [True, False, 2]), "not all booleans"),
-    ((IMAGES, [True, False, None]), "not all booleans"),
-    ((IMAGES, [True, False, np.int64(1)]), "not all booleans"),
-    ((IMAGES, 7), "not a list of flags"),
-    (b"", "not a valid InsightFace .bin"),
-    (b"PK\x03\x04 a zip archive", "not a valid InsightFace .bin"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ((IMAGES[:-1], SAME.tolist()), "5 images and 3 flags"),
+        (([], []), "0 images and 0 flags"),
+        (IMAGES, "does not hold a list of images and a list of flags"),
+        ((IMAGES, SAME.tolist(), 1), "does not hold a list of images and a list of flags"),
+        (([*IMAGES[:-1], b"plain text"], SAME.tolist()), "item 5 is not an encoded image"),
+        (([*IMAGES[:-1], "text"], SAME.tolist()), "item 5 is not an encoded image"),
+        (([np.zeros(9), *IMAGES[1:]], SAME.tolist()), "item 0 is not an encoded image"),
+        ((IMAGES, [True, False, 2]), "not all booleans"),
+        ((IMAGES, [True, False, None]), "not all booleans"),
+        ((IMAGES, [True, False, np.int64(1)]), "not all booleans"),
+        ((IMAGES, 7), "not a list of flags"),
+        (b"", "not a valid InsightFace .bin"),
+        (b"PK\x03\x04 a zip archive", "not a valid InsightFace .bin"),
+    ],
+)
 def test_wrong_content_is_named(tmp_path, content, reason):
     refused(stored(tmp_path, content), reason)
 

@@ -26,10 +26,12 @@ def noisy_pairs(n, seed=0, decimals=None, noise=1.6):
 
 def insightface_procedure(first, second, same, folds):
     """The published procedure, restated pair by pair, threshold by threshold, fold by fold."""
-    distances = np.array([
-        np.sum((a / (np.linalg.norm(a) or 1) - b / (np.linalg.norm(b) or 1)) ** 2)
-        for a, b in zip(first, second, strict=True)
-    ])
+    distances = np.array(
+        [
+            np.sum((a / (np.linalg.norm(a) or 1) - b / (np.linalg.norm(b) or 1)) ** 2)
+            for a, b in zip(first, second, strict=True)
+        ]
+    )
     thresholds = np.arange(0, 4, 0.01)
     accuracies, chosen = [], []
     for train, test in KFold(folds, shuffle=False).split(distances):

@@ -1,0 +1,82 @@
+"""What cannot work is refused on every rank: one readable message, exit code 2, within seconds, nothing hangs."""
+
+import json
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.launched import TINY, train, train_tiny
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+
+
+def parquet(folder, **columns):
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def refused(*arguments, mentions):
+    begin = time.monotonic()
+    done = train(2, *TINY, *arguments)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert done.stderr.count("error: ") == 1, done.stderr[-3000:]
+    message = done.stderr.split("error: ")[1].split("\n\n")[0]
+    assert "Traceback" not in done.stderr
+    for word in mentions:
+        assert word in message
+    assert time.monotonic() - begin < 90
+    return message
+
+
+def test_misspelt_setting(tmp_path):
+    refused("--head.margn", "am", mentions=["head.margn", "head.margin"])
+
+
+def test_misspelt_setting_in_a_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("head:\n  pol_size: 0.1\n")
+    refused("--config", str(tmp_path / "run.yaml"), mentions=["head.pol_size", "head.pool_size", "run.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "mentions"),
+    [
+        ({"picture": [{"bytes": PIXEL, "path": None}] * 4, "label": [0, 0, 1, 1]}, ["image", "picture"]),
+        ({"image": [{"bytes": PIXEL, "path": None}] * 4, "label": list("aabb")}, ["label", "integer"]),
+        (
+            {
+                "image": pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+                "label": pa.array([], pa.int64()),
+            },
+            ["empty"],
+        ),
+    ],
+    ids=["missing column", "label no integer", "empty dataset"],
+)
+def test_dataset_that_cannot_be_used(tmp_path, columns, mentions):
+    refused(
+        "--data.train", parquet(tmp_path / "data", **columns), "--output_dir", str(tmp_path / "run"), mentions=mentions
+    )
+
+
+def test_pool_smaller_than_a_global_view(tmp_path):
+    refused("--head.pool_size", "11", "--output_dir", str(tmp_path / "run"), mentions=["pool of 11 slots", "12"])
+
+
+def test_missing_checkpoint(tmp_path):
+    refused("--resume", "latest", "--output_dir", str(tmp_path / "run"), mentions=["no checkpoint", str(tmp_path)])
+
+
+def test_checkpoint_of_another_model_and_with_a_part_missing(tmp_path):
+    train_tiny(2, tmp_path / "run", "--train.steps", "1")
+    step = tmp_path / "run" / "checkpoints" / "step-1"
+    other = ("--output_dir", str(tmp_path / "run"), "--resume", "latest", "--train.steps", "2")
+    refused(*other, "--model.embedding_size", "24", mentions=["model.embedding_size", "16", "24"])
+    refused(*other, "--deepspeed", "ds_configs/zero1.json", mentions=["ZeRO 2", "ZeRO 1"])
+    (step / "host.npz").unlink()
+    refused(*other, mentions=["host.npz", "missing"])
+    assert json.loads((step / "run.json").read_text())["step"] == 1

@@ -1,0 +1,89 @@
+"""Whole runs through the launcher: the same numbers on any number of ranks, under any ZeRO, and after a kill."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import psutil
+import pytest
+from transformers import AutoModel
+
+import ffc_ds.models  # noqa: F401 (registers the backbones)
+from tests.launched import ROOT, TINY, class_state, command, environment, losses, metrics, train_tiny
+
+STEPS = 8
+CASES = {"zero2 on 2": (2, 2), "zero2 on 1": (1, 2), "zero2 on 3": (3, 2)} | {
+    f"zero{stage} on 2": (2, stage) for stage in (0, 1, 3)
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, (world, stage) in CASES.items():
+        train_tiny(
+            world,
+            folder / name,
+            *("--train.steps", str(STEPS), "--train.checkpoint_every", "3"),
+            *("--train.keep_checkpoints", "9", "--deepspeed", f"ds_configs/zero{stage}.json"),
+        )
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "zero2 on 2"])
+def test_ranks_and_zero_stages_give_the_same_losses_pool_and_gallery(runs, name):
+    np.testing.assert_allclose(losses(runs / name), losses(runs / "zero2 on 2"), rtol=2e-4)
+    found = class_state(runs / name / "checkpoints" / f"step-{STEPS}")
+    expected = class_state(runs / "zero2 on 2" / "checkpoints" / f"step-{STEPS}")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+        else:
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_training_moves_probe_gallery_and_pool(runs):
+    first, last = (class_state(runs / "zero3 on 2" / "checkpoints" / f"step-{step}") for step in (3, STEPS))
+    moved = {key for key in first if not np.array_equal(first[key], last[key])}
+    assert "head.pool" in moved
+    assert any(key.startswith("gallery.average") for key in moved)
+    assert len(set(losses(runs / "zero3 on 2"))) == STEPS
+
+
+def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
+    arguments = [
+        *TINY,
+        *("--output_dir", str(tmp_path / "run"), "--deepspeed", "ds_configs/zero2.json"),
+        *("--train.steps", str(STEPS), "--train.checkpoint_every", "3", "--train.keep_checkpoints", "9"),
+    ]
+    process = subprocess.Popen(
+        command(2, *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    first = tmp_path / "run" / "checkpoints" / "step-3"
+    deadline = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    assert first.exists()
+    time.sleep(random.uniform(0, 0.6))
+    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        child.send_signal(signal.SIGKILL)
+    process.wait()
+    train_tiny(2, tmp_path / "run", *arguments[len(TINY) + 2 :], "--resume", "latest")
+    assert metrics(tmp_path / "run") == metrics(runs / "zero2 on 2")
+
+
+def test_a_finished_run_leaves_model_results_and_figures(runs):
+    folder = runs / "zero3 on 2"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["steps"] == STEPS and results["world_size"] == 2
+    assert 0 <= results["trained"]["accuracy"] <= 1 and results["config"]["seed"] == 0 and results["versions"]["torch"]
+    for name in ("learning_curve.png", "roc.png", "config.yaml", "model/model.safetensors"):
+        assert (folder / name).stat().st_size > 0
+    model = AutoModel.from_pretrained(folder / "model")
+    other = AutoModel.from_pretrained(runs / "zero2 on 2" / "model")
+    for (name, ours), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)

@@ -1,0 +1,71 @@
+"""The public door for tests: `deepspeed launch/train.py` as a subprocess, with a small net and small data."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    *("--data.train", "generated:60:32", "--data.batch_size", "24", "--data.workers", "0", "--data.shift", "2"),
+    *("--model.name", "vit", "--model.image_size", "32", "--model.embedding_size", "16"),
+    "--model.overrides",
+    "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, batch_norm: false}",
+    *("--head.pool_size", "25", "--train.log_every", "1", "--eval.pairs", "100", "--eval.batch_size", "64"),
+]
+TIMING = {"images_per_second", "data_wait"}
+
+
+def command(world: int, *arguments: str) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(world)]
+    return [*launcher, "--master_port", str(port), "launch/train.py", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"} | more
+
+
+def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(world, *arguments), cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=300
+    )
+
+
+def train_tiny(world: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    done = train(world, *TINY, "--output_dir", str(folder), *arguments)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
+    return done
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def class_state(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Everything of a checkpoint that does not go through DeepSpeed, whole."""
+    about = FileSystemReader(checkpoint / "class").read_metadata().state_dict_metadata
+    state = {name: _empty(entry) for name, entry in about.items()}
+    dcp.load(state, checkpoint_id=str(checkpoint / "class"), no_dist=True)
+    with np.load(checkpoint / "host.npz") as host:
+        return {name: value.numpy() for name, value in state.items()} | dict(host)
+
+
+def _empty(entry):
+    import torch
+
+    return torch.empty(entry.size, dtype=entry.properties.dtype)

@@ -1,0 +1,104 @@
+"""Class state that is saved by some ranks and taken over by others."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ffc_ds import checkpoint
+from ffc_ds.distributed import rank
+from ffc_ds.errors import UserError
+from ffc_ds.heads.ffc import FFC, FFCSettings
+from ffc_ds.models.gallery import Gallery
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+class SilentEngine(SimpleNamespace):
+    """Stands in for DeepSpeed's part, which the tests of whole runs cover."""
+
+    def save(self, folder):
+        (folder / "engine").mkdir(exist_ok=True)
+
+    def load(self, folder):
+        pass
+
+
+def parts(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    gallery = Gallery(net, net, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 0.9)
+    return SilentEngine(gallery=gallery, zero_stage=0, device=CPU), FFC(FFCSettings(capacity=11, dim=4), CPU)
+
+
+def write(folder):
+    engine, head = parts(seed=0)
+    head.prefill(np.arange(100, 109), torch.from_numpy(np.random.default_rng(0).standard_normal((9, 4))).float())
+    checkpoint.save(folder, 5, engine, head, {"identity": {"model": "a"}}, keep=2)
+    return head.storage.features, head.checksum(), engine.gallery.state()
+
+
+def read(folder):
+    engine, head = parts(seed=1 + rank())
+    path = checkpoint.find("latest", folder)
+    checkpoint.verify(path, {"model": "a"}, zero_stage=0)
+    checkpoint.load(path, engine, head)
+    return head.storage.features, head.checksum(), engine.gallery.state()
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 3), (3, 2), (2, 1)])
+def test_pool_and_gallery_move_to_another_rank_count(tmp_path, writers, readers):
+    written, found = run_ranks(writers, write, tmp_path), run_ranks(readers, read, tmp_path)
+    pool = torch.cat([features for features, *_ in written], 1)
+    assert torch.equal(torch.cat([features for features, *_ in found], 1), pool) and pool.abs().sum() > 0
+    for _, checksum, gallery in found:
+        assert checksum == written[0][1]
+        for name, value in gallery.items():
+            assert torch.equal(value, written[0][2][name]), name
+
+
+def crowded(folder):
+    engine, head = parts(seed=0)
+    for step in (5, 10, 100):
+        checkpoint.save(folder, step, engine, head, {"identity": {}}, keep=2)
+    (folder / ".step-200.unfinished").mkdir()
+    return checkpoint.find("latest", folder).name, sorted(path.name for path in folder.glob("step-*"))
+
+
+def test_latest_is_the_newest_complete_one_and_old_ones_go(tmp_path):
+    assert run_ranks(1, crowded, tmp_path) == [("step-100", ["step-10", "step-100"])]
+
+
+def refusals(folder):
+    write(folder)
+    path = folder / "step-5"
+    messages = []
+    for identity, stage in (({"model": "b"}, 0), ({"model": "a"}, 2)):
+        with pytest.raises(UserError) as caught:
+            checkpoint.verify(path, identity, stage)
+        messages.append(str(caught.value))
+    (path / "class" / "__0_0.distcp").unlink()
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path, *parts(seed=0))
+    return [*messages, str(caught.value)]
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    (messages,) = run_ranks(1, refusals, tmp_path)
+    for message, mentions in zip(messages, (["model", "a", "b"], ["ZeRO 0", "ZeRO 2"], ["class"]), strict=True):
+        assert all(word in message for word in mentions), message
+
+
+def different_pools(folder):
+    engine, head = parts(seed=0)
+    head.prefill(np.arange(5) + rank(), torch.ones(5, 4))
+    with pytest.raises(RuntimeError, match="disagree about the class state"):
+        checkpoint.save(folder, 1, engine, head, {"identity": {}}, keep=2)
+    return list(folder.glob("step-*"))
+
+
+def test_ranks_that_disagree_write_nothing(tmp_path):
+    assert run_ranks(2, different_pools, tmp_path) == [[], []]
