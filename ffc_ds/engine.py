@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from pathlib import Path
 
 import deepspeed
@@ -24,6 +25,8 @@ logger.setLevel(logging.WARNING)
 
 def init_distributed() -> torch.device:
     """Join the processes of the launcher, or stand alone without one. Returns this rank's device."""
+    # DeepSpeed calls ninja by name, also when the environment that holds it is not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -48,6 +51,8 @@ def read_deepspeed_config(config: Config) -> dict:
         raise UserError(f"deepspeed: {path}: {error.strerror}. The files in ds_configs/ are a start.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"deepspeed: {path} is not JSON: {error}.") from None
+    if _dtype(settings) == torch.float16 and not get_accelerator().is_fp16_supported():
+        raise UserError(f"{path} asks for fp16, which this device cannot compute in: use bf16 or fp32 (zero2.json).")
     accumulation, batch_size = config.train.accumulation, config.data.batch_size
     ours = {
         "train_batch_size": batch_size,

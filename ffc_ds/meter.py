@@ -58,13 +58,15 @@ class Meter:
 
     def state(self) -> dict[str, list[float]]:
         """The values so far, to be given to `load` of a resumed run."""
-        return {
-            name: torch.stack(values).tolist() if torch.is_tensor(values[0]) else [float(v) for v in values]
-            for name, values in self._values.items()
-        }
+        state = {}
+        for name, values in self._values.items():
+            pending = [value for value in values if torch.is_tensor(value)]
+            on_host = [value for value in values if not torch.is_tensor(value)]
+            state[name] = on_host + (torch.stack(pending).tolist() if pending else [])
+        return state
 
     def load(self, state: dict[str, list[float]]) -> None:
         """Take over the values of an interrupted run (its times are lost)."""
         self._clear()
         for name, values in state.items():
-            self._values[name] = [torch.tensor(value, dtype=torch.float64) for value in values]
+            self._values[name] = list(values)

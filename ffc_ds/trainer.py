@@ -136,14 +136,15 @@ class Trainer:
         self.last_result = result
         found = {"accuracy": None} if result is None else result.to_dict()
         self.verified[str(done)] = found
-        rates = {f"tar_at_far_{far}": value for far, value in found.pop("tar_at_far", {}).items()}
-        self.tracker.log({"step": done} | found | rates)
-        found["tar_at_far"] = {key.removeprefix("tar_at_far_"): value for key, value in rates.items()}
+        rates = {f"tar_at_far_{far}": value for far, value in found.get("tar_at_far", {}).items()}
+        flat = {key: value for key, value in found.items() if key != "tar_at_far"} | rates
+        self.tracker.log({"step": done} | flat)
         self.tracker.say(f"step {done}: verification of unseen identities {percent(found)}")
 
     def _prefill(self):
         """One pass of the gallery net over one image each of a share of the identities."""
-        wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, self._prefill_key())
+        key = mix(self.config.seed, PREFILL_STREAM)
+        wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
         for start in range(0, len(wanted), PREFILL_CHUNK):
             identities = wanted[start : start + PREFILL_CHUNK]
             features = embed(
@@ -157,9 +158,6 @@ class Trainer:
                 progress=lambda batches: tqdm(batches, desc="fill the pool", leave=False, disable=rank() != 0),
             )
             self.head.prefill(identities, features)
-
-    def _prefill_key(self):
-        return mix(self.config.seed, PREFILL_STREAM)
 
     def _open_data(self):
         """The training images, their identities, and the verification pairs."""

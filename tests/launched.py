@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -40,8 +41,8 @@ def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProces
     )
 
 
-def train_tiny(world: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    done = train(world, *TINY, "--output_dir", str(folder), *arguments)
+def train_tiny(world: int, folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    done = train(world, *TINY, "--output_dir", str(folder), *arguments, **env)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done
 
@@ -66,6 +67,4 @@ def class_state(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def _empty(entry):
-    import torch
-
     return torch.empty(entry.size, dtype=entry.properties.dtype)

@@ -1,0 +1,125 @@
+"""The engine on two ranks: a step that is not finite is refused everywhere, and gradients are those of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffc_ds.config import Config
+from ffc_ds.distributed import all_reduce, rank, world_size
+from ffc_ds.errors import UserError
+from ffc_ds.models import build_backbone
+from tests.ranks import run_ranks
+
+DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
+ROWS = 8
+
+
+def engine_for(name, accumulation=1):
+    import os
+
+    from ffc_ds.engine import Engine
+
+    os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
+    config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json"))
+    config.data.batch_size, config.train.accumulation = ROWS * accumulation, accumulation
+    config.optim.lr, config.optim.weight_decay = 0.1, 0.0
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return Engine(config, build_backbone("vit", 16, 8, batch_norm=False, **small), gallery_momentum=0.9)
+
+
+def images(seed):
+    everyone = torch.randn(ROWS, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    part = ROWS // world_size()
+    return everyone[rank() * part : (rank() + 1) * part]
+
+
+def loss_of(engine, seed):
+    """A loss as heads make it: equal on all ranks, its gradient that of the whole times the world size."""
+    features = engine.features(images(seed).to(engine.dtype)).float()
+    own = features.square().sum()
+    return own * world_size() + (all_reduce(own.detach().clone()) - own.detach() * world_size())
+
+
+def refused_then_applied(name, accumulation):
+    engine = engine_for(name, accumulation)
+    before = engine.weights()
+    applied = []
+    for step in range(2):
+        for micro in range(accumulation):
+            loss = loss_of(engine, seed=micro)
+            # Not finite on one rank and in one micro-batch only: all of the step must go, on all ranks.
+            poisoned = step == 0 and micro == 0 and rank() == world_size() - 1
+            engine.backward(loss * (torch.nan if poisoned else 1e-2))
+            result = engine.step(0.1)
+        applied.append(result)
+        if step == 0:
+            untouched = engine.weights()
+    after = engine.weights()
+    unchanged = all(torch.equal(before[key], untouched[key]) for key in before)
+    moved = any(not torch.equal(before[key], after[key]) for key in before)
+    finite = all(value.isfinite().all() for value in after.values())
+    return applied, unchanged, moved, finite, engine.gradient_norm
+
+
+def refused_by_each():
+    return {name: refused_then_applied(name, accumulation=2) for name in ("zero0", "zero1", "zero2", "zero3", "bf16")}
+
+
+def test_a_step_that_is_not_finite_is_refused_on_all_ranks():
+    first, second = run_ranks(2, refused_by_each)
+    for name, (applied, unchanged, moved, finite, norm) in first.items():
+        assert applied == second[name][0] == [False, True], name
+        assert unchanged and moved and finite, name
+        assert norm == second[name][4] > 0, name
+
+
+def three_steps(name):
+    engine = engine_for(name)
+    norms = []
+    for step in range(3):
+        engine.gallery.follow()
+        engine.backward(loss_of(engine, seed=step) * 1e-2)
+        assert engine.step(0.1)
+        norms.append(engine.gradient_norm)
+    return engine.weights(), norms
+
+
+def three_steps_of_each(*names):
+    return {name: three_steps(name) for name in names}
+
+
+def test_gradients_are_those_of_one_process():
+    alone, norms = run_ranks(1, three_steps_of_each, "zero0")[0]["zero0"]
+    for name, (together, found) in run_ranks(2, three_steps_of_each, "zero0", "zero2", "zero3")[0].items():
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(norms), rtol=1e-4, atol=1e-6, msg=name)
+        assert alone.keys() == together.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        (None, ["missing.json", "No such file"]),
+        ("{", ["not JSON"]),
+        ('{"train_batch_size": 7}', ["train_batch_size is 7", "8", "auto"]),
+        pytest.param(
+            (DS_CONFIGS / "fp16.json").read_text(),
+            ["fp16", "bf16"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this device computes in fp16"),
+        ),
+    ],
+)
+def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
+    from ffc_ds.engine import read_deepspeed_config
+
+    path = tmp_path / "missing.json"
+    if content is not None:
+        path.write_text(content)
+    config = Config(deepspeed=str(path))
+    config.data.batch_size = ROWS
+    with pytest.raises(UserError) as caught:
+        read_deepspeed_config(config)
+    assert all(word in str(caught.value) for word in mentions), caught.value
