@@ -14,7 +14,7 @@ RANKS := $(if $(ON_GPU),,--num_accelerators 2)
 .PHONY: train test test-golden clean
 
 train: $(VENV)/ready
-	deepspeed $(RANKS) launch/train.py --config $(RECIPE)
+	deepspeed $(RANKS) launch/train.py --config $(RECIPE) --resume auto
 
 test: $(VENV)/ready
 	python -m pytest

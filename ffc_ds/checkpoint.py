@@ -11,6 +11,7 @@ There is no state of random generators: every random choice is a function of see
 import json
 import shutil
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ from ffc_ds.engine import Engine
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 from ffc_ds.models.gallery import Gallery
-
-PARTS = ("engine", "class", "host.npz", "run.json")
 
 
 def save(folder: Path, step: int, engine: Engine, head: Head, run: dict, keep: int) -> None:
@@ -40,22 +39,33 @@ def save(folder: Path, step: int, engine: Engine, head: Head, run: dict, keep: i
     barrier()
     engine.save(aside)
     dcp.save(_class_state(engine, head), checkpoint_id=str(aside / "class"))
+    barrier()
     if rank() == 0:
         np.savez(aside / "host.npz", **head.host_state())
-        about = run | {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage}
+        files = {str(file.relative_to(aside)): file.stat().st_size for file in aside.rglob("*") if file.is_file()}
+        about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage, "files": files}
+        about |= run
         (aside / "run.json").write_text(json.dumps(about, indent=1))
     barrier()
     if rank() == 0:
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-        for _, old in _complete(folder)[:-keep]:
-            shutil.rmtree(old)
+        for number, old in _complete(folder)[:-keep]:
+            if number != step:
+                shutil.rmtree(old)
     barrier()
 
 
-def find(resume: str, folder: Path) -> Path:
-    """The checkpoint that `resume` names: "latest" in `folder`, or a path. Raises UserError."""
-    if resume == "latest":
+def find(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint that `resume` names: "latest" in `folder`, "auto" (the same, or none), or a path.
+
+    Raises UserError if there is none, or if a run without `resume` would overwrite those in `folder`.
+    """
+    if resume is None and _complete(folder):
+        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
+    if resume is None or (resume == "auto" and not _complete(folder)):
+        return None
+    if resume in ("latest", "auto"):
         complete = _complete(folder)
         if not complete:
             raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
@@ -69,10 +79,13 @@ def find(resume: str, folder: Path) -> Path:
 def verify(path: Path, identity: dict, zero_stage: int) -> dict:
     """The run.json of a complete checkpoint that is about the same model, head and identities. Raises UserError that
     names what is missing or different."""
-    missing = [part for part in PARTS if not (path / part).exists()]
-    if missing:
-        raise UserError(f"{path} is no complete checkpoint: {', '.join(missing)} is missing.")
-    run = json.loads((path / "run.json").read_text())
+    try:
+        run = json.loads((path / "run.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no complete checkpoint: run.json is missing or damaged ({error}).") from None
+    for name, size in run["files"].items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise UserError(f"{path} is no complete checkpoint: {name} is missing or cut off. Choose another one.")
     for key in run["identity"].keys() | identity.keys():
         saved, wanted = run["identity"].get(key), identity.get(key)
         if saved != wanted:
@@ -91,10 +104,17 @@ def load(path: Path, engine: Engine, head: Head) -> None:
     together(lambda: engine.load(path))
     state = _class_state(engine, head)
     together(lambda: _load_class_state(path, state))
-    with np.load(path / "host.npz", allow_pickle=False) as host:
-        head.load_host_state(dict(host))
+    head.load_host_state(together(lambda: _read_host_state(path)))
     if engine.gallery is not None:
         engine.gallery.refresh()
+
+
+def _read_host_state(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path / "host.npz", allow_pickle=False) as host:
+            return dict(host)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path}/host.npz cannot be loaded: {error}.") from error
 
 
 def _load_class_state(path: Path, state: dict) -> None:

@@ -29,8 +29,6 @@ class DataConfig:
     """Images of one optimizer step: over both views, all ranks and all accumulated micro-batches."""
     id_share: float = 2 / 3
     """Share of a dual batch that the id loader fills; the published one is 64 pairs to 64 images."""
-    id_draw: Literal["identities", "images", "pairs"] = "identities"
-    """What the id loader draws."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
     workers: int = 1
@@ -87,7 +85,7 @@ class HeadConfig:
 
 @dataclass
 class OptimConfig:
-    """How the backbone learns. A ds_config with an optimizer of its own overrules name to weight_decay."""
+    """How the backbone learns. A ds_config with an optimizer of its own overrules name, momentum and weight_decay."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimizer of the backbone."""
@@ -148,7 +146,7 @@ class TrackingConfig:
     """Weights & Biases; metrics.jsonl is written in any case."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online if an API key is found and offline otherwise; nothing ever asks for a key."""
+    """auto is what WANDB_MODE says, else online if an API key is found, else offline; nothing asks for a key."""
     project: str = "ffc_ds"
     """Project in Weights & Biases."""
     name: str | None = None
@@ -166,7 +164,7 @@ class Config:
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
     resume: str | None = None
-    """Go on from a checkpoint: latest (of output_dir) or a folder."""
+    """Go on from a checkpoint: latest (of output_dir), auto (latest, or anew if there is none), or a folder."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -180,7 +178,15 @@ F2C = {"group_size": 2, "prefill": 0.0, "hide_unfilled": False, "own_rows_only":
 
 
 def parse_config(arguments: list[str]) -> Config:
-    """Settings from `--config FILE` and `--section.key value`, the later winning. Raises UserError."""
+    """Settings from `--config FILE` and `--section.key value`, the later winning. Raises UserError (shared)."""
+    try:
+        return _parse(arguments)
+    except UserError as error:
+        error.shared = True
+        raise
+
+
+def _parse(arguments: list[str]) -> Config:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, description="Train identity embeddings.")
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
@@ -195,9 +201,7 @@ def parse_config(arguments: list[str]) -> Config:
     except ArgumentError as error:
         raise UserError(f"The settings cannot be used: {error}") from None
     config = Config(**{entry.name: parsed[entry.name] for entry in fields(Config)})
-    if config.head.preset == "f2c":
-        for name, value in F2C.items():
-            setattr(config.head, name, value)
+    _apply_preset(config.head)
     _check_values(config)
     return config
 
@@ -252,22 +256,45 @@ def _complain_unless_known(key: str, where: str) -> None:
     raise UserError(f"There is no setting {key} ({where}).{hint}")
 
 
+def _apply_preset(head: HeadConfig) -> None:
+    for name, value in F2C.items() if head.preset == "f2c" else ():
+        if getattr(head, name) not in (value, getattr(HeadConfig, name)):
+            raise UserError(f"head.{name} is {getattr(head, name)}, but head.preset f2c stands for {value}. Drop one.")
+        setattr(head, name, value)
+
+
 def _check_values(config: Config) -> None:
     positive = {
         "data.batch_size": config.data.batch_size,
         "train.accumulation": config.train.accumulation,
+        "train.epochs": config.train.epochs,
+        "train.steps": 1 if config.train.steps is None else config.train.steps,
         "train.log_every": config.train.log_every,
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.keep_checkpoints": config.train.keep_checkpoints,
         "head.group_size": config.head.group_size,
         "head.pool_size": config.head.pool_size,
         "head.workspace_mb": config.head.workspace_mb,
+        "head.scale": 1 if config.head.scale is None else config.head.scale,
+        "optim.lr": config.optim.lr,
         "eval.batch_size": config.eval.batch_size,
         "model.embedding_size": config.model.embedding_size,
     }
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key} is {value}; it must be above 0.")
+    not_negative = {
+        "seed": config.seed,
+        "data.workers": config.data.workers,
+        "data.shift": config.data.shift,
+        "head.fresh_weight": config.head.fresh_weight,
+        "optim.clip": config.optim.clip,
+        "optim.weight_decay": config.optim.weight_decay,
+        "eval.every": config.eval.every,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise UserError(f"{key} is {value}; it must not be below 0.")
     shares = {
         "data.id_share": config.data.id_share,
         "head.prefill": config.head.prefill,
@@ -280,3 +307,5 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
+    if config.eval.pairs < 20:
+        raise UserError(f"eval.pairs is {config.eval.pairs}; at least 20 pairs are needed for ten folds.")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ffc_ds.errors import UserError
+from ffc_ds.errors import UserError, shared
 
 # torch 2.13 renamed it
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -111,7 +111,7 @@ def together(action):
         dist.all_gather_object(messages, message)
         message = next((text for text in messages if text is not None), None)
     if message is not None:
-        raise UserError(message)
+        raise shared(message)
     return result
 
 
@@ -133,4 +133,4 @@ def same_everywhere(digest: int, what: str) -> None:
         raise RuntimeError(f"the ranks disagree about {what}: digests {digests}. The run cannot be trusted further.")
 
 
-TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first one downloads or indexes a dataset

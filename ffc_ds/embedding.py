@@ -28,9 +28,9 @@ def embed(
 
     features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.loading.Faces` or anything that reads like it.
     mirror: add the feature of the mirror image, as verification does. Every rank runs the same number of equal
-    batches (the last ones padded), because the forward of a sharded net is collective.
+    batches (the last ones padded), because the forward of a sharded net is collective, and because a net that
+    normalises by its batch needs a whole one.
     """
-    batch_size = max(1, min(batch_size, -(-len(rows) // world_size())))
     batches = -(-len(rows) // (batch_size * world_size()))
     own = np.resize(rows, (world_size(), batches * batch_size))[rank()]
     found = []

@@ -7,20 +7,24 @@ import math
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
 from ffc_ds.config import Config
-from ffc_ds.distributed import TIMEOUT, all_reduce, world_size
+from ffc_ds.distributed import TIMEOUT, all_reduce, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.models.gallery import Gallery
 
 logger.setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls
 
 
 def init_distributed() -> torch.device:
@@ -33,13 +37,16 @@ def init_distributed() -> torch.device:
             port = probe.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
-    accelerator = get_accelerator()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(local_rank)
-    backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
-    return torch.device(accelerator.device_name() if accelerator.device_name() == "cpu" else f"cuda:{local_rank}")
+    accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator.device_name() == "cpu":
+        deepspeed.init_distributed(dist_backend="gloo", timeout=TIMEOUT, verbose=False)
+        return torch.device("cpu")
+    if local_rank >= accelerator.device_count():
+        raise UserError(f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators.")
+    torch.backends.cudnn.deterministic = True  # a resumed run is the same run
+    accelerator.set_device(local_rank)
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
+    return torch.device(accelerator.device_name(local_rank))
 
 
 def read_deepspeed_config(config: Config) -> dict:
@@ -65,26 +72,49 @@ def read_deepspeed_config(config: Config) -> dict:
             settings[key] = value
         elif settings[key] != value:
             raise UserError(f'{path}: {key} is {settings[key]}, but the run asks for {value}. Write "auto" there.')
-    optimizer = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, "momentum": config.optim.momentum}
-    chosen = settings.get("optimizer", {}).get("params", {})
-    chosen |= {key: optimizer[key] for key, value in chosen.items() if value == "auto" and key in optimizer}
+    _fill_optimizer(settings, config, path)
+    if left := [key for key, value in _leaves(settings) if value == "auto"]:
+        raise UserError(f'{path}: {", ".join(left)} is "auto", but there is nothing here to fill in. Give a value.')
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors.
     return {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False} | settings
+
+
+def _fill_optimizer(settings: dict, config: Config, path: Path) -> None:
+    if "scheduler" in settings:
+        raise UserError(f"{path}: leave out the scheduler; the settings in optim say how the learning rate goes.")
+    ours = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, "momentum": config.optim.momentum}
+    params = settings.get("optimizer", {}).get("params", {})
+    params |= {key: ours[key] for key, value in params.items() if value == "auto" and key in ours}
+    if params.get("lr", config.optim.lr) != config.optim.lr:
+        raise UserError(
+            f'{path}: the learning rate {params["lr"]} is not optim.lr {config.optim.lr}. Write "auto" there.'
+        )
+
+
+def _leaves(settings: dict, prefix: str = ""):
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class Engine:
     """The probe net under DeepSpeed, and the gallery net that follows it if `gallery_momentum` is given."""
 
     def __init__(self, config: Config, model: nn.Module, gallery_momentum: float | None = None):
-        settings = read_deepspeed_config(config)
+        settings = together(lambda: read_deepspeed_config(config))
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
         self.dtype = _dtype(settings)
         follower = None if gallery_momentum is None else copy.deepcopy(model).requires_grad_(False)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=parameters, optimizer=optimizer, config=settings
-        )
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=model, model_parameters=parameters, optimizer=optimizer, config=settings
+            )
+        except (ValueError, TypeError, AssertionError, DeepSpeedConfigError) as error:
+            raise UserError(f"DeepSpeed cannot work with {config.deepspeed}: {error}") from error
         self.module, self.device = self._engine.module, self._engine.device
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
@@ -92,9 +122,14 @@ class Engine:
         self._plain = self.zero_stage == 0 and self.dtype == torch.float32
         self._plain_norm = 0.0
         self.gallery = None if follower is None else self._make_gallery(follower, gallery_momentum, settings)
+        nets = [self.module] + ([self.gallery.module] if self.gallery else [])
+        self._buffers = [buffer for net in nets for buffer in net.buffers()]
+        self._buffers_before = None  # as they were at the start of the step
 
     def _make_gallery(self, module, momentum, settings) -> Gallery:
-        forward = module.to(device=self.device, dtype=self.dtype)
+        forward = module.to(self.device)
+        for parameter in module.parameters():  # buffers stay fp32, as DeepSpeed leaves those of the probe
+            parameter.data = parameter.data.to(self.dtype)
         if self.zero_stage == 3:
             # Nothing may stay gathered from one forward to the next: the average changes the shards in between.
             fresh = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
@@ -105,7 +140,9 @@ class Engine:
         return Gallery(forward, module, self.module, momentum)
 
     def features(self, images: Tensor) -> Tensor:
-        """[n, dim] of the probe net for its input [n, 3, S, S], with gradient."""
+        """[n, dim] of the probe net for its input [n, 3, S, S], with gradient. Called before the gallery's."""
+        if self._buffers_before is None:
+            self._buffers_before = [buffer.clone() for buffer in self._buffers]
         return self._engine(images).embeddings
 
     def backward(self, loss: Tensor) -> None:
@@ -124,8 +161,14 @@ class Engine:
             finite = math.isfinite(self._plain_norm)
             if not finite:
                 self.module.zero_grad(set_to_none=True)
+        boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        return finite and self._engine.was_step_applied()
+        applied = finite and self._engine.was_step_applied()
+        if boundary:
+            if not applied and self._buffers:  # the statistics of batch normalisation have seen what made the step fail
+                torch._foreach_copy_(self._buffers, self._buffers_before)
+            self._buffers_before = None
+        return applied
 
     @property
     def gradient_norm(self) -> float:
@@ -134,10 +177,9 @@ class Engine:
 
     def average_buffers(self) -> None:
         """Make the running statistics of batch normalisation those of all ranks: their mean."""
-        for module in (self.module, self.gallery.module if self.gallery else None):
-            for buffer in module.buffers() if module is not None else ():
-                if buffer.is_floating_point():
-                    all_reduce(buffer).div_(world_size())
+        for buffer in self._buffers:
+            if buffer.is_floating_point():
+                buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state, every rank its part, to folder/engine."""
@@ -147,7 +189,7 @@ class Engine:
         """Take over what `save` wrote. Raises UserError if it is not there or does not fit."""
         try:
             path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        except (RuntimeError, FileNotFoundError, AssertionError, KeyError, ValueError) as error:
+        except (RuntimeError, OSError, EOFError, AssertionError, KeyError, ValueError, UnpicklingError) as error:
             reason = str(error).strip().splitlines()
             raise UserError(f"{folder}/engine cannot be loaded: {reason[0] if reason else error!r}.") from error
         if path is None:

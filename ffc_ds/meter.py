@@ -16,7 +16,7 @@ class Meter:
 
     def _clear(self):
         self._values, self._steps = defaultdict(list), 0
-        self._begin, self._waited = time.perf_counter(), 0.0
+        self.start()
 
     def add(self, values: dict[str, torch.Tensor | float]) -> None:
         """Values of one micro-batch."""
@@ -26,6 +26,10 @@ class Meter:
     def step(self) -> None:
         """An optimizer step is done."""
         self._steps += 1
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._begin, self._waited = time.perf_counter(), 0.0
 
     def timed(self, batches):
         """The same batches; the time until each one is there counts as waiting for data."""

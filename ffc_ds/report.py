@@ -27,7 +27,7 @@ def write_report(config: Config, results: dict, weights: dict[str, Tensor], last
     model.save_pretrained(folder / "model")
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     lines = read_metrics(folder / "metrics.jsonl")
-    curves = {"accuracy": "verification of unseen identities"}
+    curves = {"accuracy": "pair verification"}
     if any(line.get("accuracy") is not None for line in lines):
         learning_curve(lines, curves, folder / "learning_curve.png", losses={"loss": "training loss"})
     if last is not None:

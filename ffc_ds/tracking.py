@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ffc_ds.config import Config
 from ffc_ds.distributed import rank
+from ffc_ds.errors import UserError
 
 
 class Tracker:
@@ -29,8 +30,10 @@ class Tracker:
         folder = Path(config.output_dir)
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        mode = _wandb_mode(config.tracking.wandb)
+        aside = self._path.with_suffix(".unfinished")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        aside.rename(self._path)
+        mode = wandb_mode(config.tracking.wandb)
         if mode != "disabled":
             self._run = wandb.init(
                 project=config.tracking.project,
@@ -92,12 +95,14 @@ def _plain(value):
     return value
 
 
-def _wandb_mode(wanted: str) -> str:
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    if wanted != "auto":
-        return wanted
-    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_wandb() else "offline"
+def wandb_mode(wanted: str) -> str:
+    """The mode of Weights & Biases for the setting tracking.wandb. Raises UserError for online without a key."""
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_wandb()
+    if wanted == "auto":
+        return os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+    if wanted == "online" and not has_key:
+        raise UserError("tracking.wandb is online, but there is no API key: run `wandb login`, or choose offline.")
+    return wanted
 
 
 def _netrc_has_wandb() -> bool:

@@ -1,6 +1,6 @@
 """A run from its settings to its results: the loop, readable from top to bottom."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
@@ -20,13 +20,14 @@ from ffc_ds.data.sampler import Sampler
 from ffc_ds.distributed import barrier, first_rank_first, rank, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.engine import Engine, init_distributed
+from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import Pairs, verify
 from ffc_ds.heads import build_head
 from ffc_ds.meter import Meter
 from ffc_ds.models import build_backbone
 from ffc_ds.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.schedule import learning_rate
-from ffc_ds.tracking import Tracker
+from ffc_ds.tracking import Tracker, wandb_mode
 
 PREFILL_STREAM = 200
 PREFILL_CHUNK = 1 << 16
@@ -42,31 +43,22 @@ class Trainer:
         self.config, self.folder = config, Path(config.output_dir)
         self.device = init_distributed()
         self.accumulation = config.train.accumulation
-        check_batch_size(config.data.batch_size, world_size(), self.accumulation)
+        together(lambda: check_batch_size(config.data.batch_size, world_size(), self.accumulation))
         self._open_data()
         data, model = config.data, config.model
-        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed, data.id_draw)
+        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed)
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
-        self.head = together(
-            lambda: build_head(
-                config.head,
-                self.index.identities,
-                model.embedding_size,
-                self.sampler.rows // self.accumulation,
-                self.device,
-                config.seed,
-            )
-        )
+        rows = self.sampler.rows // self.accumulation
+        self.head = build_head(config.head, self.index.identities, model.embedding_size, rows, self.device, config.seed)
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = config.head.gallery_momentum if self.head.wants_gallery else None
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.meter = Meter(data.batch_size)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
-        wandb_id = self._resume() if config.resume else None
-        if rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / "config.yaml")
+        together(lambda: wandb_mode(config.tracking.wandb))
+        wandb_id = self._resume()
+        together(self._make_folder)
         self.tracker = Tracker(config, self.start, self.steps, wandb_id)
 
     def run(self) -> dict:
@@ -74,14 +66,14 @@ class Trainer:
         if self.start == 0:
             self._verify(0)
             self._prefill()
-        with self.meter.paused():
-            batches = self.meter.timed(self._batches())
+        batches = self.meter.timed(self._batches())
+        self.meter.start()
         for step in range(self.start, self.steps):
             lr = learning_rate(self.config.optim, step, self.steps)
             if self.engine.gallery is not None:
                 self.engine.gallery.follow()
-            for _ in range(self.accumulation):
-                loss, parts = self._loss(next(batches), step)
+            for micro in range(self.accumulation):
+                loss, parts = self._loss(next(batches), mix(self.config.seed, step, micro, rank()))
                 self.engine.backward(loss)
                 applied = self.engine.step(lr)
                 self.meter.add({"loss": loss.detach()} | parts)
@@ -91,9 +83,9 @@ class Trainer:
             self._after_step(step + 1, lr)
         return self._finish()
 
-    def _loss(self, batch, step):
+    def _loss(self, batch, seed):
         """Features of both views by the nets, and what the head makes of them."""
-        torch.manual_seed(int(mix(self.config.seed, step, rank())) >> 1)  # dropout, with no state to save
+        torch.manual_seed(int(seed) >> 1)  # dropout, with no state to save
         images, flips, shifts = (
             tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.shifts)
         )
@@ -139,14 +131,13 @@ class Trainer:
         rates = {f"tar_at_far_{far}": value for far, value in found.get("tar_at_far", {}).items()}
         flat = {key: value for key, value in found.items() if key != "tar_at_far"} | rates
         self.tracker.log({"step": done} | flat)
-        self.tracker.say(f"step {done}: verification of unseen identities {percent(found)}")
+        self.tracker.say(f"step {done}: verification on {self.pairs.name} {percent(found)}")
 
     def _prefill(self):
         """One pass of the gallery net over one image each of a share of the identities."""
         key = mix(self.config.seed, PREFILL_STREAM)
         wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
-        for start in range(0, len(wanted), PREFILL_CHUNK):
-            identities = wanted[start : start + PREFILL_CHUNK]
+        for identities in np.array_split(wanted, -(-len(wanted) // PREFILL_CHUNK)) if len(wanted) else ():
             features = embed(
                 self.engine.gallery.features,
                 self.faces,
@@ -174,9 +165,11 @@ class Trainer:
             return
         if together(lambda: has_split(data.train, evaluation.split)):
             faces, held_out = first_rank_first(lambda: opened(evaluation.split))
+            name = faces.name
         else:
-            faces, (self.index, held_out) = self.faces, self.index.split(evaluation.holdout, self.config.seed)
-        self.pairs = together(lambda: Pairs.from_identities(faces, held_out, evaluation.pairs, self.config.seed))
+            faces, name = self.faces, f"{evaluation.holdout:.0%} of the identities, held out"
+            self.index, held_out = together(lambda: self.index.split(evaluation.holdout, self.config.seed))
+        self.pairs = together(lambda: Pairs.from_identities(faces, name, held_out, evaluation.pairs, self.config.seed))
 
     def _save(self, done):
         self.engine.average_buffers()
@@ -191,9 +184,22 @@ class Trainer:
         keep = self.config.train.keep_checkpoints
         checkpoint.save(self.folder / "checkpoints", done, self.engine, self.head, run, keep)
 
+    def _make_folder(self):
+        if rank() == 0:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_config(replace(self.config, resume=None), self.folder / "config.yaml")
+            except OSError as error:
+                raise UserError(f"output_dir {self.folder} cannot be written to: {error.strerror}.") from None
+
     def _resume(self) -> str | None:
+        """Take over the checkpoint that is asked for, if any. Returns its run in Weights & Biases."""
         path = together(lambda: checkpoint.find(self.config.resume, self.folder / "checkpoints"))
+        if path is None:
+            return None
         run = together(lambda: checkpoint.verify(path, self._identity(), self.engine.zero_stage))
+        if run["step"] > self.steps:
+            raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
         self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
         self.meter.load(run["meter"])
@@ -203,9 +209,11 @@ class Trainer:
         """What must be the same for a checkpoint to be of this run."""
         config = self.config
         model = {f"model.{key}": value for key, value in asdict(config.model).items()}
-        head = {f"head.{key}": getattr(config.head, key) for key in ("name", "pool_size", "group_size")}
-        data = {f"data.{key}": getattr(config.data, key) for key in ("batch_size", "loader", "id_share")}
-        return model | head | data | {"seed": config.seed, "identities": self.index.identities}
+        head = {f"head.{key}": value for key, value in asdict(config.head).items() if key != "workspace_mb"}
+        data = {f"data.{key}": getattr(config.data, key) for key in ("batch_size", "loader", "id_share", "shift")}
+        optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
+        count = {"identities": self.index.identities, "images": len(self.index.images)}
+        return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}
 
     def _finish(self) -> dict:
         results = {

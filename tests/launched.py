@@ -12,6 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
+from tests.ranks import ON_CPU
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     *("--data.train", "generated:60:32", "--data.batch_size", "24", "--data.workers", "0", "--data.shift", "2"),
@@ -32,7 +34,7 @@ def command(world: int, *arguments: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"} | more
+    return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | more
 
 
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:

@@ -1,5 +1,6 @@
 """Real processes for tests: a function on several gloo ranks."""
 
+import os
 import tempfile
 import traceback
 from pathlib import Path
@@ -8,8 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # several ranks, whatever GPUs there are
+
 
 def _one_rank(rank, world, store, function, args, results):
+    os.environ.update(ON_CPU)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:

@@ -1,5 +1,6 @@
 """The engine on two ranks: a step that is not finite is refused everywhere, and gradients are those of one process."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,7 @@ DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 ROWS = 8
 
 
-def engine_for(name, accumulation=1):
-    import os
-
+def engine_for(name, accumulation=1, batch_norm=False):
     from ffc_ds.engine import Engine
 
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
@@ -26,7 +25,7 @@ def engine_for(name, accumulation=1):
     config.optim.lr, config.optim.weight_decay = 0.1, 0.0
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return Engine(config, build_backbone("vit", 16, 8, batch_norm=False, **small), gallery_momentum=0.9)
+    return Engine(config, build_backbone("vit", 16, 8, batch_norm=batch_norm, **small), gallery_momentum=0.9)
 
 
 def images(seed):
@@ -35,31 +34,34 @@ def images(seed):
     return everyone[rank() * part : (rank() + 1) * part]
 
 
-def loss_of(engine, seed):
+def loss_of(engine, seed, poison=1.0):
     """A loss as heads make it: equal on all ranks, its gradient that of the whole times the world size."""
-    features = engine.features(images(seed).to(engine.dtype)).float()
+    inputs = (images(seed) * poison).to(engine.dtype)
+    features = engine.features(inputs).float()
+    engine.gallery.features(inputs)
     own = features.square().sum()
     return own * world_size() + (all_reduce(own.detach().clone()) - own.detach() * world_size())
 
 
 def refused_then_applied(name, accumulation):
-    engine = engine_for(name, accumulation)
+    engine = engine_for(name, accumulation, batch_norm=True)
     before = engine.weights()
     applied = []
     for step in range(2):
         for micro in range(accumulation):
-            loss = loss_of(engine, seed=micro)
             # Not finite on one rank and in one micro-batch only: all of the step must go, on all ranks.
             poisoned = step == 0 and micro == 0 and rank() == world_size() - 1
-            engine.backward(loss * (torch.nan if poisoned else 1e-2))
+            engine.backward(1e-2 * loss_of(engine, micro, torch.nan if poisoned else 1.0))
             result = engine.step(0.1)
         applied.append(result)
         if step == 0:
+            engine.average_buffers()
             untouched = engine.weights()
     after = engine.weights()
     unchanged = all(torch.equal(before[key], untouched[key]) for key in before)
     moved = any(not torch.equal(before[key], after[key]) for key in before)
-    finite = all(value.isfinite().all() for value in after.values())
+    buffers = [*engine.module.buffers(), *engine.gallery.module.buffers()]
+    finite = all(value.isfinite().all() for value in [*after.values(), *buffers])
     return applied, unchanged, moved, finite, engine.gradient_norm
 
 
@@ -71,7 +73,7 @@ def test_a_step_that_is_not_finite_is_refused_on_all_ranks():
     first, second = run_ranks(2, refused_by_each)
     for name, (applied, unchanged, moved, finite, norm) in first.items():
         assert applied == second[name][0] == [False, True], name
-        assert unchanged and moved and finite, name
+        assert unchanged and moved and finite and second[name][3], name
         assert norm == second[name][4] > 0, name
 
 
@@ -105,6 +107,9 @@ def test_gradients_are_those_of_one_process():
         (None, ["missing.json", "No such file"]),
         ("{", ["not JSON"]),
         ('{"train_batch_size": 7}', ["train_batch_size is 7", "8", "auto"]),
+        ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}', ["0.0001", "optim.lr 0.1"]),
+        ('{"optimizer": {"type": "AdamW", "params": {"betas": "auto"}}}', ["optimizer.params.betas", "auto"]),
+        ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),
         pytest.param(
             (DS_CONFIGS / "fp16.json").read_text(),
             ["fp16", "bf16"],

@@ -46,13 +46,7 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        index: IdentityIndex,
-        batch_size: int,
-        loader: str = "dual",
-        id_share: float = 2 / 3,
-        seed: int = 0,
-        id_draw: str = "identities",
+        self, index: IdentityIndex, batch_size: int, loader: str = "dual", id_share: float = 2 / 3, seed: int = 0
     ):
         if batch_size < 2 or batch_size % 2:
             raise UserError(f"the global batch size {batch_size} must be even and at least 2: it is split in two views")
@@ -64,8 +58,6 @@ class Sampler:
         self.rows = batch_size // 2
         self.id_rows = {"dual": round(self.rows * id_share), "id": self.rows, "instance": 0}[loader]
         self.instance_rows = self.rows - self.id_rows
-        self.id_draw = id_draw
-        self._paired = np.flatnonzero(index.counts > 1) if id_draw == "pairs" else None
         # Both kinds are spread evenly over the view, so that every rank's contiguous part holds the same mix.
         self._order = np.argsort(np.r_[_midpoints(self.id_rows), _midpoints(self.instance_rows)], kind="stable")
 
@@ -80,21 +72,11 @@ class Sampler:
 
     def _id_part(self, step: int) -> tuple[np.ndarray, ...]:
         index, positions = self.index, step * self.id_rows + np.arange(self.id_rows)
+        identities = self._shuffled(positions, index.identities, ID_ORDER)
+        starts = index.offsets[identities]
+        counts = index.offsets[identities + 1] - starts
         bits = mix(self.seed, ID_IMAGES, VIEWS, positions)
-        if self.id_draw == "images":
-            entries = self._shuffled(positions, len(index.images), ID_ORDER)
-            identities = index.image_identity(entries)
-            starts = index.offsets[identities]
-            counts = index.offsets[identities + 1] - starts
-            first = entries - starts
-        else:
-            if self._paired is not None:
-                identities = self._paired[self._shuffled(positions, len(self._paired), ID_ORDER)]
-            else:
-                identities = self._shuffled(positions, index.identities, ID_ORDER)
-            starts = index.offsets[identities]
-            counts = index.offsets[identities + 1] - starts
-            first = integers_below(bits[0], counts)
+        first = integers_below(bits[0], counts)
         second = (first + 1 + integers_below(bits[1], np.maximum(counts - 1, 1))) % counts
         flips, shifts = self._augmentation(ID_VIEWS, positions)
         flips[1] = np.where(counts == 1, ~flips[0], flips[1])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.distributed import world_size
 from ffc_ds.embedding import embed
 from ffc_ds.evaluation.pair_files import read_pair_bin
 from ffc_ds.evaluation.verification import VerificationResult, make_pairs, verify_pairs
@@ -27,9 +28,11 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of `images` (int64 [m]) and n pairs of positions in `rows` with their truth (bool [n])."""
+    """Rows of `images` (int64 [m]) and n pairs of positions in `rows` with their truth (bool [n]). `name` says where
+    they are from."""
 
     images: object
+    name: str
     rows: np.ndarray
     left: np.ndarray
     right: np.ndarray
@@ -41,12 +44,12 @@ class Pairs:
         images, same = read_pair_bin(path)
         distinct = {}
         places = np.array([distinct.setdefault(image, len(distinct)) for image in images])
-        return cls(EncodedImages(list(distinct), path), np.arange(len(distinct)), places[::2], places[1::2], same)
+        return cls(EncodedImages(list(distinct), path), path, np.arange(len(distinct)), places[::2], places[1::2], same)
 
     @classmethod
-    def from_identities(cls, faces, index: IdentityIndex, pairs: int, seed: int) -> "Pairs":
+    def from_identities(cls, faces, name: str, index: IdentityIndex, pairs: int, seed: int) -> "Pairs":
         """Pairs drawn from labelled images, half of them genuine. Raises UserError."""
-        return cls(faces, *make_pairs(index.offsets, index.images, pairs, seed))
+        return cls(faces, name, *make_pairs(index.offsets, index.images, pairs, seed))
 
 
 def verify(
@@ -59,6 +62,7 @@ def verify(
     progress: Callable = iter,
 ) -> VerificationResult | None:
     """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
+    batch_size = min(batch_size, -(-len(pairs.rows) // world_size()))
     training = module.training
     module.eval()
     embeddings = embed(

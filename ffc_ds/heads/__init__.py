@@ -1,16 +1,21 @@
 """The systems, one file each, behind the contract of `base.py`."""
 
+import os
+
 import psutil
 import torch
 
 from ffc_ds.config import HeadConfig
-from ffc_ds.distributed import world_size
+from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 
 
 def build_head(config: HeadConfig, identities: int, dim: int, rows: int, device: torch.device, seed: int) -> Head:
-    """The head that `config.name` asks for, for features of `dim` numbers and views of `rows` rows over all ranks."""
+    """The head that `config.name` asks for, for features of `dim` numbers and views of `rows` rows over all ranks.
+
+    Raises UserError on all ranks if the pool is too small for a view or the class state too large for the memory.
+    """
     return {"ffc": _ffc, "full_fc": _full_fc}[config.name](config, identities, dim, rows, device, seed)
 
 
@@ -18,12 +23,17 @@ def _ffc(config, identities, dim, rows, device, seed):
     from ffc_ds.heads.ffc import FFC, FFCSettings
 
     capacity = round(config.pool_size * identities) if config.pool_size <= 1 else int(config.pool_size)
-    if capacity < rows:
-        raise UserError(
-            f"the pool of {capacity} slots (head.pool_size {config.pool_size:g}, {identities} identities) is smaller "
-            f"than a global view of {rows} images, which could push itself out. Set head.pool_size to at least "
-            f"{rows} or lower data.batch_size to at most {2 * capacity}."
-        )
+
+    def check():
+        if capacity < rows:
+            raise UserError(
+                f"the pool of {capacity} slots (head.pool_size {config.pool_size:g} of {identities} identities) is "
+                f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
+                f"least {rows} or lower data.batch_size to at most {2 * capacity}."
+            )
+        _refuse_what_does_not_fit(4 * config.group_size * capacity * dim, f"the features of {capacity} slots", device)
+
+    together(check)
     settings = FFCSettings(
         capacity=capacity,
         dim=dim,
@@ -39,14 +49,14 @@ def _ffc(config, identities, dim, rows, device, seed):
         workspace_bytes=config.workspace_mb << 20,
         seed=seed,
     )
-    _refuse_what_does_not_fit(4 * config.group_size * capacity * dim, f"a pool of {capacity} slots", device)
     return FFC(settings, device)
 
 
 def _full_fc(config, identities, dim, rows, device, seed):
     from ffc_ds.heads.full_fc import FullFC
 
-    _refuse_what_does_not_fit(3 * 4 * identities * dim, f"class weights of {identities} identities", device)
+    what = f"class weights, velocity and gradient of {identities} identities"
+    together(lambda: _refuse_what_does_not_fit(3 * 4 * identities * dim, what, device))
     return FullFC(config, identities, dim, device, seed)
 
 
@@ -56,9 +66,9 @@ def _refuse_what_does_not_fit(total_bytes: int, what: str, device: torch.device)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = psutil.virtual_memory().available // world_size()
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_SIZE", world_size()))
     if needed > free:
         raise UserError(
-            f"{what} needs {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
+            f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
             "free: use more ranks, a smaller pool (head.pool_size) or a shorter embedding (model.embedding_size)."
         )

@@ -70,14 +70,15 @@ class FFC(Head):
         with torch.no_grad():
             features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(1, 2)
         mark = self.index.mark(), self.storage.mark()
-        tentative, _ = self._pass(probes[0], identities[0], features[1], identities[1])
+        tentative, parts = self._pass(probes[0], identities[0], features[1], identities[1])
         self.index.undo(mark[0])
         self.storage.undo(mark[1])
         kept, metrics = self._pass(probes[1], identities[1], features[0], identities[0])
+        metrics |= {name: metrics[name] + parts[name] for name in ("loss_existing", "loss_fresh")}
         return tentative + kept, metrics
 
     def _pass(self, probes, probe_identities, gallery, gallery_identities):
-        used = self.index.used
+        used, age = self.index.used, self._center_age(probe_identities)
         taken = self.index.take_in(gallery_identities, self.steps)
         self.storage.write(taken, gallery)
         slots = self.index.find(probe_identities)
@@ -91,9 +92,15 @@ class FFC(Head):
             "pool_fill": self.index.used / self.index.capacity,
             "pool_hit_rate": 1 - missed / len(taken.slots),
             "pool_evictions": float(taken.evicted),
-            "center_age": float(np.mean(self.steps - self.index.touched[pooled])) if len(pooled) else 0.0,
+            "center_age": age,
         }
         return total, metrics
+
+    def _center_age(self, identities: np.ndarray) -> float:
+        """Mean number of steps since the pooled ones of these identities were last seen by the gallery net."""
+        slots = self.index.find(identities)
+        slots = slots[slots >= 0]
+        return float(np.mean(self.steps - self.index.touched[slots])) if len(slots) else 0.0
 
     def _columns(self, hit: np.ndarray) -> PoolColumns:
         storage, rows = self.storage, self.settings.group_size

@@ -153,9 +153,12 @@ class _Pass:
         loss = (log_sum - scale * value).mean(1).sum()
 
         grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)
-        share = torch.zeros_like(self.softmax.max)
-        share.index_add_(0, self.row.flatten(), (common_max - log_sum).exp().flatten())
-        grad.index_add_(0, self.source, share[:, None] * self.softmax.pull)
+        share = (common_max - log_sum).exp()
+        if margin.changes_negatives:
+            share = torch.zeros_like(self.softmax.max).index_add_(0, self.row.flatten(), share.flatten())
+            grad.index_add_(0, self.source, share[:, None] * self.softmax.pull)
+        else:
+            grad += share.sum(0)[:, None] * self.softmax.pull
         for matrix, softmax in enumerate(special):
             grad += (special_max[matrix] - log_sum[matrix]).exp()[:, None] * softmax.pull
         surplus = ((scale * value - log_sum).exp() - 1) * slope

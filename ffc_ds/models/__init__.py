@@ -7,8 +7,9 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ffc_ds.errors import UserError
-from ffc_ds.models.iresnet import BLOCKS, FaceEmbedding, IResNet, IResNetConfig
+from ffc_ds.models.iresnet import BLOCKS, IResNet, IResNetConfig
 from ffc_ds.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+from ffc_ds.models.output import FaceEmbedding
 from ffc_ds.models.vit import FaceViT, FaceViTConfig
 
 __all__ = [

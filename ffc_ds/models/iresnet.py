@@ -5,28 +5,18 @@ ArcFace, Deng et al., CVPR 2019 (arXiv 1801.07698), after Deep Pyramidal Residua
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from ffc_ds.errors import UserError
+from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
+from ffc_ds.models.output import FaceEmbedding
 
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 14, 3], 100: [3, 13, 30, 3], 200: [6, 26, 60, 6]}
-
-
-@dataclass
-class FaceEmbedding(ModelOutput):
-    """What every backbone returns.
-
-    embeddings: float [B, embedding_size], not normalised, in the dtype of the weights.
-    """
-
-    embeddings: torch.Tensor | None = None
 
 
 @strict
@@ -70,16 +60,16 @@ class IBasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm2d(channels)
         self.prelu = nn.PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
+        self.bn3 = BatchNorm2d(channels)
         self.downsample = nn.Identity()
         if stride != 1 or in_channels != channels:
             projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
+            self.downsample = nn.Sequential(projection, BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -92,7 +82,7 @@ def stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(IBasicBlock(channels, channels, stride=1) for _ in range(blocks - 1)))
 
 
-class FixedScaleBatchNorm1d(nn.BatchNorm1d):
+class FixedScaleBatchNorm1d(BatchNorm1d):
     """BatchNorm whose scale stays 1; the shift is trained."""
 
     def __init__(self, channels: int):
@@ -119,13 +109,13 @@ class IResNet(PreTrainedModel):
         blocks = BLOCKS[config.depth] if isinstance(config.depth, int) else config.depth
         c1, c2, c3, c4 = (round(channels * config.width) for channels in (64, 128, 256, 512))
         self.conv1 = nn.Conv2d(3, c1, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c1)
+        self.bn1 = BatchNorm2d(c1)
         self.prelu = nn.PReLU(c1)
         self.layer1 = stage(c1, c1, blocks[0])
         self.layer2 = stage(c1, c2, blocks[1])
         self.layer3 = stage(c2, c3, blocks[2])
         self.layer4 = stage(c3, c4, blocks[3])
-        self.bn2 = nn.BatchNorm2d(c4)
+        self.bn2 = BatchNorm2d(c4)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(c4 * math.ceil(config.image_size / 16) ** 2, config.embedding_size)
         self.features = FixedScaleBatchNorm1d(config.embedding_size)

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ffc_ds.errors import UserError
-from ffc_ds.models.iresnet import FaceEmbedding
+from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
+from ffc_ds.models.output import FaceEmbedding
 
 # Expansion t, output channels c, repeats n, stride s of the first repeat.
 BOTTLENECKS = [(2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)]
@@ -45,7 +46,7 @@ def conv_bn(
 ) -> nn.Sequential:
     """Convolution and BatchNorm, without a non-linearity."""
     conv = nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+    return nn.Sequential(conv, BatchNorm2d(channels))
 
 
 def conv_bn_prelu(in_channels: int, channels: int, **conv: int) -> nn.Sequential:
@@ -92,7 +93,7 @@ class MobileFaceNet(PreTrainedModel):
         self.gdconv = conv_bn(512, 512, kernel=math.ceil(config.image_size / 16), groups=512)
         # The paper's linear 1x1 convolution: on a 1x1 map that is a matrix product.
         self.fc = nn.Linear(512, config.embedding_size, bias=False)
-        self.features = nn.BatchNorm1d(config.embedding_size)
+        self.features = BatchNorm1d(config.embedding_size)
         self.post_init()
 
     @torch.no_grad()

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 
 from ffc_ds.errors import UserError
-from ffc_ds.models.iresnet import FaceEmbedding
+from ffc_ds.models.batch_norm import BatchNorm1d
+from ffc_ds.models.output import FaceEmbedding
 
 
 @strict
@@ -83,7 +84,7 @@ class FaceViT(PreTrainedModel):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.vit = ViTModel(vit_config, add_pooling_layer=False)
         self.fc = nn.Linear(tokens * config.hidden_size, config.embedding_size, bias=not config.batch_norm)
-        self.features = nn.BatchNorm1d(config.embedding_size) if config.batch_norm else nn.Identity()
+        self.features = BatchNorm1d(config.embedding_size) if config.batch_norm else nn.Identity()
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> FaceEmbedding:

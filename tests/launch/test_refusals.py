@@ -63,6 +63,14 @@ def test_dataset_that_cannot_be_used(tmp_path, columns, mentions):
     )
 
 
+def test_a_damaged_image_that_only_one_rank_reads(tmp_path):
+    images = [{"bytes": PIXEL, "path": None}] * 40
+    images[37] = {"bytes": PIXEL[:-30], "path": None}
+    data = parquet(tmp_path / "data", image=images, label=[i // 2 for i in range(40)])
+    settings = ("--data.train", data, "--output_dir", str(tmp_path / "run"), "--eval.holdout", "0.2")
+    refused(*settings, "--eval.pairs", "20", "--head.pool_size", "12", "--train.steps", "20", mentions=["row 37"])
+
+
 def test_pool_smaller_than_a_global_view(tmp_path):
     refused("--head.pool_size", "11", "--output_dir", str(tmp_path / "run"), mentions=["pool of 11 slots", "12"])
 
@@ -75,6 +83,7 @@ def test_checkpoint_of_another_model_and_with_a_part_missing(tmp_path):
     train_tiny(2, tmp_path / "run", "--train.steps", "1")
     step = tmp_path / "run" / "checkpoints" / "step-1"
     other = ("--output_dir", str(tmp_path / "run"), "--resume", "latest", "--train.steps", "2")
+    refused("--output_dir", str(tmp_path / "run"), mentions=["earlier run", "--resume latest"])
     refused(*other, "--model.embedding_size", "24", mentions=["model.embedding_size", "16", "24"])
     refused(*other, "--deepspeed", "ds_configs/zero1.json", mentions=["ZeRO 2", "ZeRO 1"])
     (step / "host.npz").unlink()

@@ -14,7 +14,8 @@ from transformers import AutoModel
 import ffc_ds.models  # noqa: F401 (registers the backbones)
 from tests.launched import ROOT, TINY, class_state, command, environment, losses, metrics, train_tiny
 
-STEPS = 8
+STEPS = 10
+FAST_GALLERY = ("--head.gallery_momentum", "0.5", "--optim.lr", "0.02")  # so that a gallery that stands still shows
 CASES = {"zero2 on 2": (2, 2), "zero2 on 1": (1, 2), "zero2 on 3": (3, 2)} | {
     f"zero{stage} on 2": (2, stage) for stage in (0, 1, 3)
 }
@@ -29,7 +30,15 @@ def runs(tmp_path_factory):
             world,
             folder / name,
             *("--train.steps", str(STEPS), "--train.checkpoint_every", "3"),
-            *("--train.keep_checkpoints", "9", "--train.log_every", "2", "--deepspeed", f"ds_configs/zero{stage}.json"),
+            *(
+                "--train.keep_checkpoints",
+                "9",
+                "--train.log_every",
+                "2",
+                *FAST_GALLERY,
+                "--deepspeed",
+                f"ds_configs/zero{stage}.json",
+            ),
             **tracking,
         )
     return folder
@@ -43,7 +52,7 @@ def test_ranks_and_zero_stages_give_the_same_losses_pool_and_gallery(runs, name)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
         else:
             np.testing.assert_array_equal(found[key], value, err_msg=key)
 
@@ -52,7 +61,8 @@ def test_training_moves_probe_gallery_and_pool(runs):
     first, last = (class_state(runs / "zero3 on 2" / "checkpoints" / f"step-{step}") for step in (3, STEPS))
     moved = {key for key in first if not np.array_equal(first[key], last[key])}
     assert "head.pool" in moved
-    assert any(key.startswith("gallery.average") for key in moved)
+    still = {key for key in first if key.startswith("gallery.average")} - moved
+    assert not still
     assert len(set(losses(runs / "zero3 on 2"))) == STEPS // 2
 
 
@@ -61,12 +71,12 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
         *TINY,
         *("--output_dir", str(tmp_path / "run"), "--deepspeed", "ds_configs/zero2.json"),
         *("--train.steps", str(STEPS), "--train.checkpoint_every", "3", "--train.keep_checkpoints", "9"),
-        *("--train.log_every", "2"),
+        *("--train.log_every", "2", *FAST_GALLERY),
     ]
     process = subprocess.Popen(
         command(2, *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    first = tmp_path / "run" / "checkpoints" / "step-3"
+    first = tmp_path / "run" / "checkpoints" / random.choice(["step-3", "step-6"])
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -95,3 +105,23 @@ def test_a_finished_run_leaves_model_results_and_figures(runs):
 
 def test_without_a_key_wandb_works_offline(runs):
     assert list((runs / "zero2 on 1" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_other_heads_loaders_optimizers_and_precisions_run_to_the_end(tmp_path):
+    softmax = (
+        "--head.name",
+        "full_fc",
+        "--data.loader",
+        "instance",
+        "--train.accumulation",
+        "2",
+        "--optim.clip",
+        "1.0",
+    )
+    train_tiny(2, tmp_path / "softmax", *softmax, "--optim.name", "adamw", "--optim.lr", "1e-3", "--train.steps", "3")
+    half = ("--deepspeed", "ds_configs/bf16.json", "--data.loader", "id", "--data.workers", "1", "--train.steps", "3")
+    net = ("--model.name", "iresnet18", "--model.overrides", "{width: 0.125}", "--head.preset", "f2c")
+    train_tiny(2, tmp_path / "half", *half, *net)
+    for name in ("softmax", "half"):
+        assert np.isfinite(losses(tmp_path / name)).all() and len(losses(tmp_path / name)) == 3
+    assert json.loads((tmp_path / "half" / "results.json").read_text())["trained"]["accuracy"] is not None
