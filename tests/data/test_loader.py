@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import datasets
 import numpy as np
@@ -139,7 +138,7 @@ def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):
 
 def test_ctrl_c_prints_no_worker_traceback(tmp_path):
     script = """
-        import sys, time
+        import sys
         sys.path.insert(0, sys.argv[1])
         from test_loader import make_faces, Sampler, IdentityIndex, make_loader
         faces = make_faces()
@@ -157,8 +156,8 @@ def test_ctrl_c_prints_no_worker_traceback(tmp_path):
         text=True,
         start_new_session=True,
     )
-    assert process.stdout.readline() == "batch\n"
-    time.sleep(0.2)
+    for _ in range(4):  # both workers are up
+        assert process.stdout.readline() == "batch\n"
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=30)
     assert out.endswith("stopped\n") and "Traceback" not in errors
