@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ffc_ds.config_values import check_values
 from ffc_ds.errors import UserError
 
 
@@ -29,6 +30,8 @@ class DataConfig:
     """Images of one optimizer step: over both views, all ranks and all accumulated micro-batches."""
     id_share: float = 2 / 3
     """Share of a dual batch that the id loader fills; the published one is 64 pairs to 64 images."""
+    images_per_identity: int = 2
+    """Images of each identity that the id loader draws for a step, an even number."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
     workers: int = 1
@@ -53,20 +56,43 @@ class ModelConfig:
 class HeadConfig:
     """The loss over identities and the class state it keeps."""
 
-    name: Literal["ffc", "full_fc"] = "ffc"
-    """Which system: ffc (dynamic class pool) or full_fc (one weight vector an identity, sharded)."""
-    margin: Literal["am", "arc", "sv"] = "am"
-    """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, or SV-AM-Softmax."""
+    name: Literal["ffc", "full_fc", "partial_fc", "virtual_fc", "metric"] = "ffc"
+    """Which system: a dynamic class pool (ffc), one weight vector an identity (full_fc), the same with a random share
+    of them trained each step (partial_fc), one vector for a group of identities (virtual_fc), or none (metric)."""
+    margin: Literal["am", "arc", "sv", "combined"] = "am"
+    """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, SV-AM-Softmax, or ArcFace's combination."""
     margin_strength: float | None = None
     """Strength of the margin; by default the published one (am 0.4, arc 0.5, sv 0.4)."""
+    combined: list[float] = field(default_factory=lambda: [1.0, 0.3, 0.2])
+    """combined: m1, m2 and m3 of cos(m1 theta + m2) - m3."""
+    straight_through: bool = False
+    """arc, combined: the gradient passes by the margin, as in the released Partial FC; otherwise it is the true one."""
+    m3_alone: bool = False
+    """combined: an m3 above 0 switches m1 and m2 off, as in the released Partial FC."""
+    interclass_filter: float = 0.0
+    """full_fc, partial_fc, virtual_fc: other classes nearer than this cosine are left out of the softmax (they may be
+    the same person under another name); 0 leaves out none."""
     scale: float | None = None
-    """Factor on the cosines before the softmax; by default 32 for ffc and 64 for full_fc."""
-    workspace_mb: int = 64
-    """Memory for logits on each rank: they are worked on in blocks of this size, however many classes there are."""
+    """Factor on the cosines before the softmax; by default 32 for ffc and 64 for the others."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the class state and of the products with it; sums, statistics and gradients are float32 in any case."""
+    workspace_mb: int = 256
+    """Memory for logits on each rank: they are worked on in blocks, however many classes there are, and kept from the
+    loss to the update of the class weights if all of them fit."""
+    sample_rate: float = 0.1
+    """partial_fc: share of the classes that a step compares with and trains, beside those of its images."""
+    group_identities: int = 100
+    """virtual_fc: identities that share an anchor."""
+    metric_loss: Literal["triplet", "npair", "multi_similarity"] = "multi_similarity"
+    """metric: which loss over the pairs or triplets of a batch."""
     pool_size: float = 0.1
     """ffc: slots of the pool; up to 1 a share of the identities, above it a number."""
     group_size: int = 3
     """ffc: features kept for each slot (K); the released code keeps 2."""
+    pool_join: Literal["rows", "mean", "attention"] = "rows"
+    """ffc: a slot's features are compared with one by one (rows), or joined to one center first."""
+    pool_eviction: Literal["lru", "fifo"] = "lru"
+    """ffc: who leaves a full pool: the identity not seen for longest (lru) or the one that came first (fifo)."""
     gallery_momentum: float = 0.99
     """ffc: the gallery net follows the probe net by gallery <- m * gallery + (1 - m) * probe, once a step."""
     prefill: float = 0.1
@@ -78,9 +104,25 @@ class HeadConfig:
     own_rows_only: bool = True
     """ffc: row k of a slot counts only if its present holder wrote it. The released code does not look."""
     arc_guard: bool = True
-    """ffc: ArcFace keeps falling beyond theta = pi - margin. The released code lets it rise."""
+    """arc: keeps falling beyond theta = pi - margin. The released codes let it rise."""
     preset: Literal["none", "f2c"] = "none"
     """ffc: f2c is the released code: group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard off."""
+
+
+@dataclass
+class ClassOptimConfig:
+    """How class weights learn (full_fc, partial_fc, virtual_fc); their learning rate follows the schedule of optim."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer of the class weights."""
+    lr_factor: float = 1.0
+    """The class weights' learning rate is this many times that of the backbone."""
+    momentum: float = 0.9
+    """sgd: momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay; sgd adds it to the gradient, adamw shrinks the weights by it."""
+    memory: Literal["device", "host"] = "device"
+    """Where momentum or moments lie: beside the weights, or in the host's memory."""
 
 
 @dataclass
@@ -168,6 +210,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    class_optim: ClassOptimConfig = field(default_factory=ClassOptimConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -202,7 +245,7 @@ def _parse(arguments: list[str]) -> Config:
         raise UserError(f"The settings cannot be used: {error}") from None
     config = Config(**{entry.name: parsed[entry.name] for entry in fields(Config)})
     _apply_preset(config.head)
-    _check_values(config)
+    check_values(config)
     return config
 
 
@@ -261,51 +304,3 @@ def _apply_preset(head: HeadConfig) -> None:
         if getattr(head, name) not in (value, getattr(HeadConfig, name)):
             raise UserError(f"head.{name} is {getattr(head, name)}, but head.preset f2c stands for {value}. Drop one.")
         setattr(head, name, value)
-
-
-def _check_values(config: Config) -> None:
-    positive = {
-        "data.batch_size": config.data.batch_size,
-        "train.accumulation": config.train.accumulation,
-        "train.epochs": config.train.epochs,
-        "train.steps": 1 if config.train.steps is None else config.train.steps,
-        "train.log_every": config.train.log_every,
-        "train.checkpoint_every": config.train.checkpoint_every,
-        "train.keep_checkpoints": config.train.keep_checkpoints,
-        "head.group_size": config.head.group_size,
-        "head.pool_size": config.head.pool_size,
-        "head.workspace_mb": config.head.workspace_mb,
-        "head.scale": 1 if config.head.scale is None else config.head.scale,
-        "optim.lr": config.optim.lr,
-        "eval.batch_size": config.eval.batch_size,
-        "model.embedding_size": config.model.embedding_size,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key} is {value}; it must be above 0.")
-    not_negative = {
-        "seed": config.seed,
-        "data.workers": config.data.workers,
-        "data.shift": config.data.shift,
-        "head.fresh_weight": config.head.fresh_weight,
-        "optim.clip": config.optim.clip,
-        "optim.weight_decay": config.optim.weight_decay,
-        "eval.every": config.eval.every,
-    }
-    for key, value in not_negative.items():
-        if value < 0:
-            raise UserError(f"{key} is {value}; it must not be below 0.")
-    shares = {
-        "data.id_share": config.data.id_share,
-        "head.prefill": config.head.prefill,
-        "head.gallery_momentum": config.head.gallery_momentum,
-        "optim.warmup": config.optim.warmup,
-        "eval.holdout": config.eval.holdout,
-    }
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
-    if config.head.group_size > 127:
-        raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
-    if config.eval.pairs < 20:
-        raise UserError(f"eval.pairs is {config.eval.pairs}; at least 20 pairs are needed for ten folds.")

@@ -46,10 +46,17 @@ class Trainer:
         together(lambda: check_batch_size(config.data.batch_size, world_size(), self.accumulation))
         self._open_data()
         data, model = config.data, config.model
-        self.sampler = Sampler(self.index, data.batch_size, data.loader, data.id_share, config.seed)
+        self.sampler = together(
+            lambda: Sampler(
+                self.index, data.batch_size, data.loader, data.id_share, config.seed, data.images_per_identity
+            )
+        )
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
         rows = self.sampler.rows // self.accumulation
-        self.head = build_head(config.head, self.index.identities, model.embedding_size, rows, self.device, config.seed)
+        dim = model.embedding_size
+        self.head = build_head(
+            config.head, config.class_optim, self.index.identities, dim, rows, self.device, config.seed
+        )
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = config.head.gallery_momentum if self.head.wants_gallery else None
@@ -210,8 +217,10 @@ class Trainer:
         config = self.config
         model = {f"model.{key}": value for key, value in asdict(config.model).items()}
         head = {f"head.{key}": value for key, value in asdict(config.head).items() if key != "workspace_mb"}
-        data = {f"data.{key}": getattr(config.data, key) for key in ("batch_size", "loader", "id_share", "shift")}
+        drawn = ("batch_size", "loader", "id_share", "images_per_identity", "shift")
+        data = {f"data.{key}": getattr(config.data, key) for key in drawn}
         optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
+        optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
         count = {"identities": self.index.identities, "images": len(self.index.images)}
         return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}
 

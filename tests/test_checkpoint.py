@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ffc_ds import checkpoint
+from ffc_ds.config import HeadConfig
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
-from ffc_ds.heads.ffc import FFC, FFCSettings
+from ffc_ds.heads.ffc import FFC
 from ffc_ds.models.gallery import Gallery
 from tests.ranks import run_ranks
 
@@ -31,7 +32,7 @@ def parts(seed):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     gallery = Gallery(net, net, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 0.9)
-    return SilentEngine(gallery=gallery, zero_stage=0, device=CPU), FFC(FFCSettings(capacity=11, dim=4), CPU)
+    return SilentEngine(gallery=gallery, zero_stage=0, device=CPU), FFC(HeadConfig(), 11, 4, CPU)
 
 
 def write(folder):

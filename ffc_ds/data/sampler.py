@@ -33,9 +33,10 @@ class StepPlan:
 class Sampler:
     """Plans the steps of a run over an identity index.
 
-    Id rows take each identity once per epoch and show two different images of it, one in each view (the same image,
-    mirrored in exactly one view, where there is only one); instance rows take each image once per epoch, other images
-    in the two views. The "dual" loader of F2C (arXiv 2105.10375) joins both.
+    Id rows take each identity once per epoch and show `images_per_identity` different images of it, in neighbouring
+    rows of both views; an identity that has fewer shows them again, each time mirrored against the time before.
+    Instance rows take each image once per epoch, other images in the two views. The "dual" loader of F2C
+    (arXiv 2105.10375) joins both.
 
     Args:
         index: the identities to draw from.
@@ -43,10 +44,19 @@ class Sampler:
         loader: "dual", "id" (id rows only) or "instance" (instance rows only).
         id_share: share of id rows in the dual loader; the paper draws as many identities as images, which is 2/3.
         seed: of every random choice.
+        images_per_identity: even; half of them in each view.
+    Raises:
+        UserError: a size, share or name out of bounds, or id rows that cannot hold whole identities.
     """
 
     def __init__(
-        self, index: IdentityIndex, batch_size: int, loader: str = "dual", id_share: float = 2 / 3, seed: int = 0
+        self,
+        index: IdentityIndex,
+        batch_size: int,
+        loader: str = "dual",
+        id_share: float = 2 / 3,
+        seed: int = 0,
+        images_per_identity: int = 2,
     ):
         if batch_size < 2 or batch_size % 2:
             raise UserError(f"the global batch size {batch_size} must be even and at least 2: it is split in two views")
@@ -54,12 +64,23 @@ class Sampler:
             raise UserError(f"unknown loader {loader!r}: choose one of {', '.join(LOADERS)}")
         if not 0 <= id_share <= 1:
             raise UserError(f"the id share {id_share} must lie between 0 and 1")
-        self.index, self.batch_size, self.seed = index, batch_size, seed
-        self.rows = batch_size // 2
-        self.id_rows = {"dual": round(self.rows * id_share), "id": self.rows, "instance": 0}[loader]
+        if images_per_identity < 2 or images_per_identity % 2:
+            raise UserError(f"{images_per_identity} images per identity must be an even number: half for each view")
+        if loader == "id" and batch_size % images_per_identity:
+            below = batch_size // images_per_identity * images_per_identity
+            raise UserError(
+                f"the global batch size {batch_size} is no multiple of {images_per_identity} images per identity: "
+                f"choose {f'{below} or ' if below else ''}{below + images_per_identity}"
+            )
+        self.index, self.batch_size, self.seed, self.images_per_identity = index, batch_size, seed, images_per_identity
+        self.rows, rows_each = batch_size // 2, images_per_identity // 2
+        share = {"dual": id_share, "id": 1, "instance": 0}[loader]
+        self.identities_per_step = min(round(self.rows * share / rows_each), self.rows // rows_each)
+        self.id_rows = self.identities_per_step * rows_each
         self.instance_rows = self.rows - self.id_rows
         # Both kinds are spread evenly over the view, so that every rank's contiguous part holds the same mix.
-        self._order = np.argsort(np.r_[_midpoints(self.id_rows), _midpoints(self.instance_rows)], kind="stable")
+        places = np.r_[np.repeat(_midpoints(self.identities_per_step), rows_each), _midpoints(self.instance_rows)]
+        self._order = np.argsort(places, kind="stable")
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of `step`; a pure function, so steps can be asked for in any order by any process."""
@@ -71,16 +92,21 @@ class Sampler:
         return max(1, round(epochs * len(self.index.images) / self.batch_size))
 
     def _id_part(self, step: int) -> tuple[np.ndarray, ...]:
-        index, positions = self.index, step * self.id_rows + np.arange(self.id_rows)
-        identities = self._shuffled(positions, index.identities, ID_ORDER)
-        starts = index.offsets[identities]
-        counts = index.offsets[identities + 1] - starts
-        bits = mix(self.seed, ID_IMAGES, VIEWS, positions)
-        first = integers_below(bits[0], counts)
-        second = (first + 1 + integers_below(bits[1], np.maximum(counts - 1, 1))) % counts
-        flips, shifts = self._augmentation(ID_VIEWS, positions)
-        flips[1] = np.where(counts == 1, ~flips[0], flips[1])
-        return index.images[starts + np.stack([first, second])], np.stack([identities] * 2), flips, shifts
+        index, per_identity = self.index, self.images_per_identity
+        draws = step * self.identities_per_step + np.arange(self.identities_per_step)
+        identities = self._shuffled(draws, index.identities, ID_ORDER)
+        starts, ends = index.offsets[identities, None], index.offsets[identities + 1, None]
+        counts = ends - starts
+        bits = mix(self.seed, ID_IMAGES, VIEWS, draws)[..., None]
+        first, stride = integers_below(bits[0], counts), 1 + integers_below(bits[1], np.maximum(counts - 1, 1))
+        turn, place = np.divmod(np.arange(per_identity), counts)
+        # Strides close a circle after counts / gcd images; the next circle starts one image further.
+        chosen = (first + place * stride + place * np.gcd(stride, counts) // counts) % counts
+        flips, shifts = self._augmentation(ID_VIEWS, step * self.id_rows + np.arange(self.id_rows))
+        flips = np.take_along_axis(flips.T.reshape(chosen.shape), place, axis=1) ^ (turn % 2 == 1)
+        images, identities = index.images[starts + chosen], np.repeat(identities, per_identity)
+        # The images of an identity go to the two views in turn.
+        return *(part.reshape(-1, 2).T for part in (images, identities, flips)), shifts
 
     def _instance_part(self, step: int) -> tuple[np.ndarray, ...]:
         number = self.instance_rows

@@ -5,22 +5,38 @@ import os
 import psutil
 import torch
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 
+STATES = {"sgd": 1, "adamw": 2}  # tensors of the shape of the class weights that an optimizer keeps
 
-def build_head(config: HeadConfig, identities: int, dim: int, rows: int, device: torch.device, seed: int) -> Head:
+
+def build_head(
+    config: HeadConfig,
+    optim: ClassOptimConfig,
+    identities: int,
+    dim: int,
+    rows: int,
+    device: torch.device,
+    seed: int,
+) -> Head:
     """The head that `config.name` asks for, for features of `dim` numbers and views of `rows` rows over all ranks.
 
-    Raises UserError on all ranks if the pool is too small for a view or the class state too large for the memory.
+    Raises UserError on all ranks if the head cannot hold the identities of a batch, or the memory the class state.
     """
-    return {"ffc": _ffc, "full_fc": _full_fc}[config.name](config, identities, dim, rows, device, seed)
+    if config.name == "metric":
+        from ffc_ds.heads.metric import Metric
+
+        return together(lambda: Metric(config))
+    if config.name == "ffc":
+        return _ffc(config, identities, dim, rows, device, seed)
+    return _class_weights(config, optim, identities, dim, rows, device, seed)
 
 
 def _ffc(config, identities, dim, rows, device, seed):
-    from ffc_ds.heads.ffc import FFC, FFCSettings
+    from ffc_ds.heads.ffc import FFC
 
     capacity = round(config.pool_size * identities) if config.pool_size <= 1 else int(config.pool_size)
 
@@ -31,38 +47,41 @@ def _ffc(config, identities, dim, rows, device, seed):
                 f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
                 f"least {rows} or lower data.batch_size to at most {2 * capacity}."
             )
-        _refuse_what_does_not_fit(4 * config.group_size * capacity * dim, f"the features of {capacity} slots", device)
+        features = config.group_size + (config.pool_join != "rows")
+        what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
+        _refuse_what_does_not_fit(features * capacity * dim, config, what, remedy, device)
 
     together(check)
-    settings = FFCSettings(
-        capacity=capacity,
-        dim=dim,
-        group_size=config.group_size,
-        margin=config.margin,
-        margin_strength=config.margin_strength,
-        scale=32.0 if config.scale is None else config.scale,
-        fresh_weight=config.fresh_weight,
-        hide_unfilled=config.hide_unfilled,
-        own_rows_only=config.own_rows_only,
-        arc_guard=config.arc_guard,
-        prefill_identities=round(config.prefill * identities),
-        workspace_bytes=config.workspace_mb << 20,
-        seed=seed,
-    )
-    return FFC(settings, device)
+    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)
 
 
-def _full_fc(config, identities, dim, rows, device, seed):
+def _class_weights(config, optim, identities, dim, rows, device, seed):
     from ffc_ds.heads.full_fc import FullFC
+    from ffc_ds.heads.partial_fc import PartialFC
+    from ffc_ds.heads.virtual_fc import VirtualFC
 
-    what = f"class weights, velocity and gradient of {identities} identities"
-    together(lambda: _refuse_what_does_not_fit(3 * 4 * identities * dim, what, device))
-    return FullFC(config, identities, dim, device, seed)
+    grouped = config.name == "virtual_fc"
+    classes = -(-identities // config.group_identities) if grouped else identities
+
+    def check():
+        if grouped and classes < min(2 * rows, identities):
+            raise UserError(
+                f"{identities} identities in groups of {config.group_identities} have {classes} anchors, and a batch "
+                f"could need {min(2 * rows, identities)}: lower head.group_identities or data.batch_size."
+            )
+        tensors = 1 + (STATES[optim.name] if optim.memory == "device" else 0)
+        remedy = "class_optim.memory host" if optim.memory == "device" and device.type == "cuda" else "--head.name ffc"
+        what = f"the weights of {classes} classes and the state of their optimizer"
+        _refuse_what_does_not_fit(tensors * classes * dim, config, what, remedy, device)
+
+    together(check)
+    head = {"full_fc": FullFC, "partial_fc": PartialFC, "virtual_fc": VirtualFC}[config.name]
+    return head(config, optim, classes, dim, device, seed)
 
 
-def _refuse_what_does_not_fit(total_bytes: int, what: str, device: torch.device) -> None:
+def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remedy: str, device: torch.device) -> None:
     """Raise UserError when this rank's part of the class state is more than the memory there is."""
-    needed = total_bytes // world_size()
+    needed = numbers * getattr(torch, config.dtype).itemsize // world_size()
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -70,5 +89,5 @@ def _refuse_what_does_not_fit(total_bytes: int, what: str, device: torch.device)
     if needed > free:
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
-            "free: use more ranks, a smaller pool (head.pool_size) or a shorter embedding (model.embedding_size)."
+            f"free: use more ranks, head.dtype bfloat16, {remedy}, or a shorter embedding (model.embedding_size)."
         )

@@ -1,44 +1,17 @@
 """FFC, also called F2C: faster face classification against a dynamic class pool (arXiv 2105.10375, CVPR 2022)."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ffc_ds.config import HeadConfig
 from ffc_ds.distributed import all_gather, gather_views, to_device
 from ffc_ds.heads.base import Head, Shard
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
-from ffc_ds.pool.index import PoolIndex
+from ffc_ds.pool.index import PoolIndex, Taken
+from ffc_ds.pool.join import join
 from ffc_ds.pool.storage import PoolStorage
-
-
-@dataclass(frozen=True)
-class FFCSettings:
-    """The settings of the head, resolved to numbers; `config.HeadConfig` explains each.
-
-    `hide_unfilled`: slots that nobody holds are no negatives (otherwise they are, with random features).
-    `own_rows_only`: matrix k reads row k of a hit slot only if the present holder wrote it.
-    """
-
-    capacity: int
-    dim: int
-    group_size: int = 3
-    margin: str = "am"
-    margin_strength: float | None = None
-    scale: float = 32.0
-    fresh_weight: float = 1.0
-    hide_unfilled: bool = True
-    own_rows_only: bool = True
-    arc_guard: bool = True
-    prefill_identities: int = 0
-    workspace_bytes: int = 64 << 20
-    seed: int = 0
-
-    @property
-    def hard_negatives(self) -> int:
-        return min(max(int(2e-4 * self.capacity), 3), 10)
 
 
 class FFC(Head):
@@ -46,21 +19,31 @@ class FFC(Head):
 
     wants_gallery = True
 
-    def __init__(self, settings: FFCSettings, device: torch.device):
-        self.settings = settings
-        self.prefill_identities = min(settings.prefill_identities, settings.capacity)
-        self.index = PoolIndex(settings.capacity, settings.group_size)
-        self.storage = PoolStorage(settings.capacity, settings.group_size, settings.dim, device)
+    def __init__(
+        self,
+        config: HeadConfig,
+        capacity: int,
+        dim: int,
+        device: torch.device,
+        prefill_identities: int = 0,
+        seed: int = 0,
+    ):
+        self.config, self.capacity, self.seed = config, capacity, seed
+        self.prefill_identities = min(prefill_identities, capacity)
+        self.index = PoolIndex(capacity, config.group_size, fifo=config.pool_eviction == "fifo")
+        self.joined = config.pool_join != "rows"
+        # a joined pool keeps its centers in row 0, the features that they are made of after it
+        rows = config.group_size + self.joined
+        self.storage = PoolStorage(capacity, rows, dim, device, getattr(torch, config.dtype))
         self.steps = 0
-        guard = {"guard": settings.arc_guard} if settings.margin == "arc" else {}
-        self._loss_settings = PoolLossSettings(
-            make_margin(settings.margin, settings.margin_strength, **guard),
-            settings.scale,
-            settings.hard_negatives,
-            settings.fresh_weight,
-            settings.workspace_bytes,
+        self.settings = PoolLossSettings(
+            margin=make_margin(config),
+            scale=32.0 if config.scale is None else config.scale,
+            hard_negatives=min(max(int(2e-4 * capacity), 3), 10),
+            fresh_weight=config.fresh_weight,
+            workspace_bytes=config.workspace_mb << 20,
         )
-        if not settings.hide_unfilled:
+        if not config.hide_unfilled:
             self._fill_with_noise()
 
     def loss(self, probe, identities, gallery=None):
@@ -79,10 +62,9 @@ class FFC(Head):
 
     def _pass(self, probes, probe_identities, gallery, gallery_identities):
         used, age = self.index.used, self._center_age(probe_identities)
-        taken = self.index.take_in(gallery_identities, self.steps)
-        self.storage.write(taken, gallery)
+        taken = self._take_in(gallery_identities, gallery)
         slots = self.index.find(probe_identities)
-        total, existing, fresh = pool_loss(probes, slots, taken.hit, self._columns(taken.hit), self._loss_settings)
+        total, existing, fresh = pool_loss(probes, slots, taken.hit, self._columns(taken.hit), self.settings)
         pooled = slots[slots >= 0]
         missed = self.index.used - used + taken.evicted
         metrics = {
@@ -102,12 +84,27 @@ class FFC(Head):
         slots = slots[slots >= 0]
         return float(np.mean(self.steps - self.index.touched[slots])) if len(slots) else 0.0
 
+    def _take_in(self, identities: np.ndarray, features: torch.Tensor) -> Taken:
+        """Gallery features [n, dim] into the pool; of several for one row the last one stays."""
+        storage, device = self.storage, self.storage.features.device
+        taken = self.index.take_in(identities, self.steps)
+        mine = np.flatnonzero(taken.last & storage.own(taken.slots))
+        slots = taken.slots[mine]
+        storage.write(taken.rows[mine] + self.joined, slots, features[to_device(mine, device)])
+        if self.joined:
+            slots = np.unique(slots)
+            newest = (self.index.position[slots] - 1) % self.config.group_size
+            written, newest = (to_device(a.astype(np.int64), device) for a in (self.index.written[slots], newest))
+            rows = storage.features[1:, to_device(slots - storage.start, device)]
+            storage.write(np.zeros_like(slots), slots, join(rows, written, newest, self.config.pool_join))
+        return taken
+
     def _columns(self, hit: np.ndarray) -> PoolColumns:
-        storage, rows = self.storage, self.settings.group_size
-        end = min(storage.end, self.index.used) if self.settings.hide_unfilled else storage.end
-        special = hit[(hit >= storage.start) & (hit < storage.end)] if rows > 1 else hit[:0]
+        storage, rows = self.storage, 1 if self.joined else self.config.group_size
+        end = min(storage.end, self.index.used) if self.config.hide_unfilled else storage.end
+        special = hit[storage.own(hit)] if rows > 1 else hit[:0]
         row = np.arange(rows)[:, None]
-        if self.settings.own_rows_only:
+        if self.config.own_rows_only:
             row = np.where(row < self.index.written[special], row, 0)
         row = np.broadcast_to(row, (rows, len(special)))
         local = special - storage.start
@@ -124,12 +121,12 @@ class FFC(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        self.storage.write(self.index.take_in(identities), F.normalize(gallery.float(), dim=-1))
+        self._take_in(identities, F.normalize(gallery.float(), dim=-1))
         self.index.settle()
         self.storage.settle()
 
     def shards(self):
-        return {"pool": Shard(self.storage.features, dim=1, length=self.settings.capacity)}
+        return {"pool": Shard(self.storage.features, dim=1, length=self.capacity)}
 
     def host_state(self):
         return {f"index.{name}": array for name, array in self.index.state().items()} | {"steps": np.array(self.steps)}
@@ -145,7 +142,7 @@ class FFC(Head):
         """The released code's start, the same on any number of ranks: normalised uniform numbers."""
         storage = self.storage
         for first in range(storage.start // block * block, storage.end, block):
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + first // block)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first // block)
             noise = torch.rand(storage.rows, block, storage.dim, generator=generator)
             begin, end = max(first, storage.start), min(first + block, storage.end)
             own = F.normalize(noise[:, begin - first : end - first], dim=-1)

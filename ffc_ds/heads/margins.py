@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffc_ds.errors import UserError
+from ffc_ds.config import HeadConfig
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class AdditiveAngle:
 
     Beyond theta = pi - margin that would rise again; there `guard` continues with t - margin * sin(margin), falling.
     The sine is kept off zero, where the slope is infinite (both views of an identity may be one picture).
+    `straight_through` is the released code's gradient: as if there were no margin.
     """
 
     margin: float = 0.5
     guard: bool = True
+    straight_through: bool = False
     changes_negatives = False
 
     def target(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,34 @@ class AdditiveAngle:
             beyond = cosine < -cos_m
             value = torch.where(beyond, cosine - self.margin * sin_m, value)
             slope = torch.where(beyond, torch.ones_like(slope), slope)
-        return value, slope
+        return value, torch.ones_like(slope) if self.straight_through else slope
+
+
+@dataclass(frozen=True)
+class Combined:
+    """ArcFace's combination (arXiv 1801.07698, equation 4): cos(theta) -> cos(m1 theta + m2) - m3.
+
+    Beyond m1 theta + m2 = pi that would rise again; there `guard` goes on with slope 1. `straight_through` as above.
+    """
+
+    m1: float = 1.0
+    m2: float = 0.3
+    m3: float = 0.2
+    guard: bool = True
+    straight_through: bool = False
+    changes_negatives = False
+
+    def target(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """Target cosines of any shape -> (value in the logits, its slope)."""
+        sine = (1 - cosine * cosine).clamp_min(1e-7).sqrt()
+        angle = self.m1 * torch.atan2(sine, cosine) + self.m2
+        value, slope = angle.cos(), self.m1 * angle.sin() / sine
+        if self.guard:
+            turn = (math.pi - self.m2) / self.m1
+            beyond = cosine < (math.cos(turn) if turn < math.pi else -math.inf)
+            value = torch.where(beyond, cosine - math.cos(turn) - 1, value)
+            slope = torch.where(beyond, torch.ones_like(slope), slope)
+        return value - self.m3, torch.ones_like(slope) if self.straight_through else slope
 
 
 @dataclass(frozen=True)
@@ -68,13 +97,15 @@ class SupportVector:
         return slope * cosine + (slope - 1), slope
 
 
-MARGINS = {"am": AdditiveCosine, "arc": AdditiveAngle, "sv": SupportVector}
-
-
-def make_margin(name: str, margin: float | None = None, **settings):
-    """The margin called `name` (one of MARGINS) with its published strength unless `margin` is given."""
-    if name not in MARGINS:
-        raise UserError(f"head.margin is {name!r}; it must be one of {', '.join(MARGINS)}.")
-    if margin is not None:
-        settings["margin"] = margin
-    return MARGINS[name](**settings)
+def make_margin(config: HeadConfig):
+    """The margin that the settings ask for, with its published strength unless they give one."""
+    strength = {} if config.margin_strength is None else {"margin": config.margin_strength}
+    gradient = {"guard": config.arc_guard, "straight_through": config.straight_through}
+    if config.margin == "combined":
+        m1, m2, m3 = config.combined
+        if config.m3_alone and m3 > 0:
+            m1, m2 = 1.0, 0.0
+        return Combined(m1, m2, m3, **gradient)
+    if config.margin == "arc":
+        return AdditiveAngle(**strength, **gradient)
+    return {"am": AdditiveCosine, "sv": SupportVector}[config.margin](**strength)

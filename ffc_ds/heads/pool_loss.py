@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
 from ffc_ds.heads.hard_negatives import HardNegatives, largest_of_all_ranks
-from ffc_ds.heads.softmax import OnlineSoftmax, column_blocks, join_ranks
+from ffc_ds.heads.softmax import Cells, OnlineSoftmax, column_blocks, join_ranks
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,13 @@ class _Pass:
         self.softmax = OnlineSoftmax(len(self.source), dim, self.settings.scale, self.device)
         self.hardest = HardNegatives(self.fresh, self.settings.hard_negatives, self.device)
         probes = self.probes.to(weights.dtype)
-        by_column = np.argsort(self.column, kind="stable")
-        target_rows, target_columns = self.owned[by_column], self.column[by_column]
-        for start, end in column_blocks(len(weights), len(probes), self.settings.workspace_bytes):
-            cosines = (probes @ weights[start:end].T).float()
-            inside = slice(*np.searchsorted(special, (start, end)))
-            cosines.index_fill_(1, to_device(special[inside] - start, self.device), -torch.inf)
-            inside = slice(*np.searchsorted(target_columns, (start, end)))
-            cells = target_rows[inside] * (end - start) + target_columns[inside] - start
-            cosines.view(-1).index_fill_(0, to_device(cells, self.device), -torch.inf)
-            self.hardest.add(cosines[self.existing :], start)
-            self._add_existing(cosines[: self.existing], weights[start:end])
+        targets, worked_out_later = Cells(self.column, self.device, self.owned), Cells(special, self.device)
+        for block in column_blocks(len(weights), len(probes), dim, self.settings.workspace_bytes, self.device):
+            cosines = (probes @ weights[block].T).float()
+            targets.hide(cosines, block)
+            worked_out_later.hide(cosines, block)
+            self.hardest.add(cosines[self.existing :], block.start)
+            self._add_existing(cosines[: self.existing], weights[block])
 
     def _add_existing(self, cosines, weights):
         if not self.settings.margin.changes_negatives:

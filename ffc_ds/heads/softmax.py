@@ -2,25 +2,57 @@
 
 A rank walks once over its columns: while a block of logits is in reach, its maximum, its sum of exponentials and the
 sum of its columns weighted by these exponentials (that is the gradient of the log-sum-exp) are folded into running
-values, which are rescaled when the maximum grows. No logit outlives its block; two matrix products per block is all.
+values, which are rescaled when the maximum grows. Two matrix products per block is all.
 """
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ffc_ds.distributed import all_reduce
+from ffc_ds.distributed import all_reduce, to_device
 
 LOWEST = -1e30  # stands in for the maximum of no columns: finite, so that differences stay numbers
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # class rows of a block: on a CPU they should stay in its cache
 
 
-def column_blocks(columns: int, rows: int, workspace_bytes: int) -> Iterator[tuple[int, int]]:
-    """Bounds of blocks of columns whose fp32 logits [rows, block] fit the workspace (at least 64 columns each)."""
-    width = max(64, workspace_bytes // (4 * max(rows, 1)) // 64 * 64)
+def column_blocks(columns: int, rows: int, dim: int, workspace_bytes: int, device: torch.device) -> Iterator[slice]:
+    """Blocks of columns whose fp32 logits [rows, block] fit the workspace (at least 64 columns each)."""
+    width = min(workspace_bytes // (4 * max(rows, 1)), BLOCK_BYTES.get(device.type, 256 << 20) // (4 * dim))
+    width = max(64, width // 64 * 64)
     for start in range(0, columns, width):
-        yield start, min(start + width, columns)
+        yield slice(start, min(start + width, columns))
+
+
+class Cells:
+    """Cells of a matrix of logits, which is seen in blocks of columns.
+
+    `columns` int64 [n] and, for single cells rather than whole columns, `rows` int64 [n] are host data; here and on the
+    device they are kept in the order of the columns.
+    """
+
+    def __init__(self, columns: np.ndarray, device: torch.device, rows: np.ndarray | None = None):
+        order = np.argsort(columns, kind="stable")
+        self._columns = columns[order]
+        self.columns = to_device(self._columns, device)
+        self.rows = None if rows is None else to_device(rows[order], device)
+
+    def inside(self, block: slice) -> slice:
+        """Which of the cells lie in these columns."""
+        return slice(*np.searchsorted(self._columns, (block.start, block.stop)))
+
+    def hide(self, cosines: Tensor, block: slice) -> None:
+        """Write -inf into the cells of `cosines` [rows, block]: the softmax will not see them."""
+        inside = self.inside(block)
+        if inside.start == inside.stop:
+            return
+        columns = self.columns[inside] - block.start
+        if self.rows is None:
+            cosines.index_fill_(1, columns, -torch.inf)
+        else:
+            cosines[self.rows[inside], columns] = -torch.inf
 
 
 class OnlineSoftmax:
@@ -33,23 +65,29 @@ class OnlineSoftmax:
         self.sum = torch.zeros(rows, device=device)
         self.pull = torch.zeros(rows, dim, device=device)
 
-    def add(self, cosines: Tensor, weights: Tensor, slopes: Tensor | None = None) -> None:
-        """Fold in cosines fp32 [rows, b] (overwritten; -inf leaves a cell out) of the columns `weights` [b, dim]."""
+    def add(self, cosines: Tensor, weights: Tensor, slopes: Tensor | None = None) -> Tensor:
+        """Fold in cosines fp32 [rows, b] (overwritten; -inf leaves a cell out) of the columns `weights` [b, dim].
+
+        `slopes` [rows, b] or [b] is the derivative of a cosine by its product with `weights`. Returns what `weights`
+        were multiplied by: exp(logit - max) * slope with the present `max`, in the type of `weights`.
+        """
         if not cosines.numel():
-            return
+            return cosines.to(weights.dtype)
         logits = cosines.mul_(self.scale)
         largest = torch.maximum(self.max, logits.amax(1))
         weighted = logits.sub_(largest[:, None]).exp_()
         shrink = (self.max - largest).exp_()
         self.sum.mul_(shrink).add_(weighted.sum(1))
         if slopes is not None:
-            weighted = weighted * slopes
+            weighted = weighted.mul_(slopes)
+        weighted = weighted.to(weights.dtype)
         self.pull.mul_(shrink[:, None])
         if weights.dtype == torch.float32:
             self.pull.addmm_(weighted, weights)
         else:
-            self.pull.add_(weighted.to(weights.dtype) @ weights)
+            self.pull.add_(weighted @ weights)
         self.max = largest
+        return weighted
 
 
 def join_ranks(maximum: Tensor, total: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ffc_ds.distributed import rank, shard_bounds, to_device, world_size
-from ffc_ds.pool.index import Taken
 
 
 class PoolStorage:
@@ -19,15 +18,18 @@ class PoolStorage:
         self.features = torch.zeros(rows, self.end - self.start, dim, device=device, dtype=dtype)
         self._undo = []
 
-    def write(self, taken: Taken, features: torch.Tensor) -> None:
-        """Put gathered gallery features [n, dim] where the index says; of several for one row the last one stays."""
-        mine = np.flatnonzero(taken.last & (taken.slots >= self.start) & (taken.slots < self.end))
-        if not mine.size:
+    def own(self, slots: np.ndarray) -> np.ndarray:
+        """Which of the slots int64 [n] are this rank's: bool [n]."""
+        return (slots >= self.start) & (slots < self.end)
+
+    def write(self, rows: np.ndarray, slots: np.ndarray, features: torch.Tensor) -> None:
+        """Put features [n, dim] into distinct places: `rows` int64 [n] of `slots` int64 [n], all of this rank."""
+        if not slots.size:
             return
         device = self.features.device
-        where = (to_device(taken.rows[mine], device), to_device(taken.slots[mine] - self.start, device))
+        where = (to_device(rows, device), to_device(slots - self.start, device))
         self._undo.append((where, self.features[where]))
-        self.features[where] = features[to_device(mine, device)].to(self.features.dtype)
+        self.features[where] = features.to(self.features.dtype)
 
     def mark(self) -> int:
         """A point to return to."""

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.randomness import mix
+from ffc_ds.data.sampler import ID_IMAGES, ID_VIEWS, Sampler
 from ffc_ds.errors import UserError
 
 FIELDS = ("images", "identities", "flips", "shifts")
@@ -74,6 +75,61 @@ def test_id_rows_use_every_pair_of_images():
     assert len(pairs) == 12 and min(pairs.values()) > 60
 
 
+@given(
+    images_per_identity=st.sampled_from([2, 4, 6, 10]),
+    size=st.integers(1, 40),
+    loader=st.sampled_from(["dual", "id", "instance"]),
+    identities=st.integers(1, 60),
+    step=st.integers(0, 10**6),
+)
+def test_images_of_an_identity(images_per_identity, size, loader, identities, step):
+    index = make_index(identities)
+    batch_size = images_per_identity * size if loader == "id" else 2 * size
+    sampler = Sampler(index, batch_size, loader, seed=3, images_per_identity=images_per_identity)
+    plan, rows_each = sampler.plan(step), images_per_identity // 2
+    # Each identity's rows lie together; the first part of the loader's rows are those of the ids.
+    assert sampler.id_rows % rows_each == 0
+    starts = np.flatnonzero(np.isin(sampler._order, range(0, sampler.id_rows, rows_each)))
+    assert len(starts) == sampler.id_rows // rows_each
+    for start in starts:
+        rows = slice(start, start + rows_each)
+        identity = plan.identities[0, start]
+        assert np.all(plan.identities[:, rows] == identity)
+        copies = {}  # image -> its mirrorings, in the order of the rows
+        for image, flip in zip(plan.images[:, rows].T.ravel(), plan.flips[:, rows].T.ravel(), strict=True):
+            copies.setdefault(int(image), []).append(bool(flip))
+        assert len(copies) == min(images_per_identity, index.counts[identity])
+        numbers = [len(flips) for flips in copies.values()]
+        assert max(numbers) - min(numbers) <= 1
+        assert all(a != b for flips in copies.values() for a, b in zip(flips, flips[1:], strict=False))
+
+
+@pytest.mark.parametrize("loader", ["dual", "id"])
+def test_two_images_are_one_and_one_of_the_others(loader):
+    # The plans of runs that were made before more than two images could be asked for.
+    index = make_index()
+    sampler = Sampler(index, 50, loader, seed=2)
+    for step in (0, 7, 10**6):
+        images, labels, flips = (rows_of_kind(sampler, getattr(sampler.plan(step), f), False) for f in FIELDS[:3])
+        for row, identity in enumerate(labels[0]):
+            own = index.images[index.offsets[identity] : index.offsets[identity + 1]]
+            bits = [int(mix(2, ID_IMAGES, view, step * sampler.id_rows + row)) for view in (0, 1)]
+            first = bits[0] % len(own)
+            second = (first + 1 + bits[1] % max(len(own) - 1, 1)) % len(own)
+            assert images[:, row].tolist() == [own[first], own[second]]
+            mirrored = [int(mix(2, ID_VIEWS, view, step * sampler.id_rows + row)) % 2 == 1 for view in (0, 1)]
+            assert flips[:, row].tolist() == [mirrored[0], mirrored[1] if len(own) > 1 else not mirrored[0]]
+
+
+def test_every_set_of_images_of_an_identity():
+    index = IdentityIndex.build(np.zeros(6, dtype=np.int64))
+    sampler = Sampler(index, 400, "id", images_per_identity=4)
+    views = [view for step in range(3) for view in sampler.plan(step).images.T.reshape(-1, 4).tolist()]
+    assert {tuple(sorted(four[:2])) for four in views} == {(a, b) for b in range(6) for a in range(b)}
+    assert np.all(np.abs(np.bincount(np.ravel(views)) / 200 - 1) < 0.1)
+    assert len({tuple(sorted(four)) for four in views}) == 15
+
+
 def test_flips_and_shifts_are_fair_and_independent():
     index = IdentityIndex.build(np.arange(3000) // 3)
     plan = Sampler(index, 40_000, seed=5).plan(2)
@@ -107,6 +163,10 @@ def test_id_share_of_the_paper():
     # b identities and b images per rank: b id rows and b / 2 instance rows in each view.
     sampler = Sampler(make_index(), 192)
     assert (sampler.id_rows, sampler.instance_rows) == (64, 32)
+    sampler = Sampler(make_index(), 192, images_per_identity=12)  # in whole identities, six rows each
+    assert (sampler.id_rows, sampler.instance_rows) == (66, 30)
+    sampler = Sampler(make_index(), 12, id_share=1.0, images_per_identity=8)  # no room for a second one
+    assert (sampler.id_rows, sampler.instance_rows) == (4, 2)
 
 
 def test_steps_for():
@@ -122,6 +182,9 @@ def test_steps_for():
         ((0,), "batch size 0"),
         ((8, "both"), "unknown loader 'both': choose one of dual, id, instance"),
         ((8, "dual", 1.5), "id share 1.5"),
+        ((8, "dual", 0.5, 0, 3), "3 images per identity must be an even number"),
+        ((14, "id", 0.5, 0, 4), "14 is no multiple of 4 images per identity: choose 12 or 16$"),
+        ((2, "id", 0.5, 0, 4), "2 is no multiple of 4 images per identity: choose 4$"),
     ],
 )
 def test_errors_of_use(arguments, message):

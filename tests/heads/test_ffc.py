@@ -3,18 +3,25 @@
 import functools
 import math
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ffc_ds.config import HeadConfig
 from ffc_ds.distributed import rank, world_size
-from ffc_ds.heads.ffc import FFC, FFCSettings
+from ffc_ds.heads.ffc import FFC
 from tests.ranks import run_ranks
 
 DIM, STEPS, ROWS = 8, 5, 12
+HARDEST = 3  # of pools below 20,000 slots
 CPU = torch.device("cpu")
+
+
+def settings_of(group_size=3, margin="am", **others):
+    return HeadConfig(group_size=group_size, margin=margin, scale=32.0, **others)
 
 
 def batches(seed, identities, duplicates):
@@ -29,10 +36,16 @@ def batches(seed, identities, duplicates):
 class SlowFFC:
     """The pool as dictionaries, every matrix in full, gradients by autograd."""
 
-    def __init__(self, settings):
-        self.s = settings
-        self.pool = torch.zeros(settings.group_size, settings.capacity, settings.dim)
+    def __init__(self, settings, capacity):
+        self.s, self.capacity = settings, capacity
+        self.pool = torch.zeros(settings.group_size, capacity, DIM)
         self.lru, self.position, self.written = OrderedDict(), {}, {}
+
+    def center(self, slot):
+        """The joined features of a slot."""
+        rows, newest = self.pool[: self.written[slot], slot], (self.position[slot] - 1) % self.s.group_size
+        weights = torch.ones(len(rows)) if self.s.pool_join == "mean" else (rows @ self.pool[newest, slot]).exp()
+        return F.normalize((weights[:, None] * rows).sum(0), dim=0)
 
     def take_in(self, labels, features):
         hit = set()
@@ -42,7 +55,7 @@ class SlowFFC:
                 self.lru.move_to_end(label)
                 hit.add(slot)
             else:
-                slot = len(self.lru) if len(self.lru) < self.s.capacity else self.lru.popitem(last=False)[1]
+                slot = len(self.lru) if len(self.lru) < self.capacity else self.lru.popitem(last=False)[1]
                 self.lru[label], self.position[slot], self.written[slot] = slot, 0, 0
             self.pool[self.position[slot], slot] = feature
             self.position[slot] = (self.position[slot] + 1) % self.s.group_size
@@ -69,6 +82,10 @@ class SlowFFC:
             for slot in hit:
                 if k < self.written[slot]:
                     centers[slot] = self.pool[k, slot]
+            if self.s.pool_join != "rows":
+                if k > 0:
+                    break
+                centers = torch.stack([self.center(slot) for slot in range(filled)])
             cosines = probes @ centers[:filled].T
             existing, fresh = [], []
             for row, label in zip(cosines, probe_labels.tolist(), strict=True):
@@ -76,8 +93,7 @@ class SlowFFC:
                     logits = self.s.scale * self.bend(row, self.lru[label])
                     existing.append(F.cross_entropy(logits, torch.tensor(self.lru[label])))
                 else:
-                    hardest = row.sort(descending=True).values[: self.s.hard_negatives].clamp_min(0)
-                    fresh.append(hardest.sum() / self.s.hard_negatives)
+                    fresh.append(row.sort(descending=True).values[:HARDEST].clamp_min(0).sum() / HARDEST)
             for part, weight in ((existing, 1), (fresh, self.s.fresh_weight)):
                 total = total + weight * torch.stack(part).mean() if part else total
         return total
@@ -91,8 +107,9 @@ class SlowFFC:
 
 
 @functools.cache
-def run_slowly(settings, *data):
-    slow, losses, grads = SlowFFC(settings), [], []
+def run_slowly(group_size, margin, pool_join, capacity, *data):
+    settings = settings_of(group_size, margin, fresh_weight=2.0, pool_join=pool_join)
+    slow, losses, grads = SlowFFC(settings, capacity), [], []
     for probe, gallery, identities in batches(*data):
         probe = probe.requires_grad_()
         loss = slow.loss(probe, identities, gallery)
@@ -101,8 +118,8 @@ def run_slowly(settings, *data):
     return losses, torch.stack(grads), slow.pool, list(slow.lru.items())
 
 
-def run_sharded(settings, seed, identities, duplicates):
-    head = FFC(settings, CPU)
+def run_sharded(settings, capacity, seed, identities, duplicates):
+    head = FFC(settings, capacity, DIM, CPU)
     losses, grads = [], []
     part = ROWS // world_size()
     mine = slice(rank() * part, (rank() + 1) * part)
@@ -122,33 +139,39 @@ def run_sharded(settings, seed, identities, duplicates):
 
 
 CASES = [
-    (capacity, identities, duplicates, margin, group_size)
+    (capacity, identities, duplicates, margin, group_size, pool_join)
     for capacity, identities, duplicates in ((13, 30, False), (64, 40, True), (12, 20, True))
-    for margin, group_size in (("am", 3), ("arc", 2), ("sv", 3), ("sv", 1), ("am", 4))
+    for margin, group_size, pool_join in (
+        ("am", 3, "rows"),
+        ("arc", 2, "rows"),
+        ("sv", 3, "rows"),
+        ("sv", 1, "rows"),
+        ("am", 4, "rows"),
+        ("am", 3, "mean"),
+        ("sv", 3, "attention"),
+    )
 ]
 
 
-def run_all(workspace):
+def run_all():
     return [
-        run_sharded(
-            FFCSettings(capacity, DIM, group_size, margin, fresh_weight=2.0, workspace_bytes=workspace), 7, ids, dup
-        )
-        for capacity, ids, dup, margin, group_size in CASES
+        run_sharded(settings_of(size, margin, fresh_weight=2.0, pool_join=how), capacity, 7, identities, duplicates)
+        for capacity, identities, duplicates, margin, size, how in CASES
     ]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sharded_equals_dense(world):
-    results = run_ranks(world, run_all, 64 << 20)
-    for case, (capacity, identities, duplicates, margin, group_size) in enumerate(CASES):
-        settings = FFCSettings(capacity, DIM, group_size, margin, fresh_weight=2.0)
-        losses, grads, pool, lru = run_slowly(settings, 7, identities, duplicates)
+    results = run_ranks(world, run_all)
+    for case, (capacity, identities, duplicates, margin, size, how) in enumerate(CASES):
+        losses, grads, pool, lru = run_slowly(size, margin, how, capacity, 7, identities, duplicates)
         ranks = [result[case] for result in results]
         for found in ranks:
             np.testing.assert_allclose(found[0], losses, rtol=1e-5)
             assert found[3] == lru
         torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.cat([found[2] for found in ranks], 1), pool, rtol=0, atol=1e-6)
+        features = torch.cat([found[2] for found in ranks], 1)[how != "rows" :]
+        torch.testing.assert_close(features, pool, rtol=0, atol=1e-6)
 
 
 def test_blocks_of_columns_give_the_same_loss_and_gradient():
@@ -156,8 +179,8 @@ def test_blocks_of_columns_give_the_same_loss_and_gradient():
     for margin in ("am", "sv"):
         results = []
         for workspace in (1, 64 << 20):
-            settings = FFCSettings(2000, DIM, 3, margin, workspace_bytes=workspace)
-            head = FFC(settings, CPU)
+            head = FFC(settings_of(margin=margin), 2000, DIM, CPU)
+            head.settings = replace(head.settings, workspace_bytes=workspace)
             rng = torch.Generator().manual_seed(3)
             head.prefill(np.arange(1500), torch.randn(1500, DIM, generator=rng))
             probe, gallery, _ = next(iter(batches(1, 5000, False)))
@@ -169,7 +192,7 @@ def test_blocks_of_columns_give_the_same_loss_and_gradient():
 
 
 def test_a_refused_step_leaves_no_trace():
-    head = FFC(FFCSettings(10, DIM), CPU)
+    head = FFC(settings_of(), 10, DIM, CPU)
     data = list(batches(5, 30, True))
     head.loss(data[0][0], data[0][2], data[0][1])
     head.step(applied=True, learning_rate=0.1)
@@ -184,7 +207,7 @@ def test_a_refused_step_leaves_no_trace():
 
 
 def test_one_picture_as_both_views_is_finite_with_arc():
-    head = FFC(FFCSettings(20, DIM, margin="arc"), CPU)
+    head = FFC(settings_of(margin="arc"), 20, DIM, CPU)
     feature = torch.randn(1, ROWS, DIM).expand(2, -1, -1).clone().requires_grad_()
     loss, _ = head.loss(feature, np.stack([np.arange(ROWS)] * 2), feature.detach())
     (grad,) = torch.autograd.grad(loss, feature)

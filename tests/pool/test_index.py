@@ -113,3 +113,27 @@ def test_memory_and_cost_do_not_follow_the_identities(rows):
         index.settle()
     assert index.used == index.capacity
     assert index.nbytes <= 200 * index.capacity
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    capacity=st.integers(1, 8),
+    batches=st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=8), min_size=1, max_size=12),
+)
+def test_fifo_pushes_out_who_came_first_but_nobody_of_the_batch(capacity, batches):
+    index, queue, slots = PoolIndex(capacity, 2, fifo=True), [], {}
+    for batch in batches:
+        batch = batch[:capacity]
+        index.take_in(np.array(batch, np.int64))
+        for label in dict.fromkeys(batch):
+            if label not in slots:
+                slot = len(queue)
+                if slot == capacity:
+                    leaving = next(old for old in queue if old not in batch)
+                    queue.remove(leaving)
+                    slot = slots.pop(leaving)
+                slots[label] = slot
+                queue.append(label)
+        index.settle()
+        assert index.identity[index.order()].tolist() == queue
+        assert index.find(np.array(queue)).tolist() == [slots[label] for label in queue]

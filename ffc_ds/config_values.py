@@ -1,0 +1,65 @@
+"""The bounds of the settings."""
+
+from ffc_ds.errors import UserError
+
+
+def check_values(config) -> None:
+    """Raise UserError, naming the setting, for a number out of its bounds."""
+    positive = {
+        "data.batch_size": config.data.batch_size,
+        "train.accumulation": config.train.accumulation,
+        "train.epochs": config.train.epochs,
+        "train.steps": 1 if config.train.steps is None else config.train.steps,
+        "train.log_every": config.train.log_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "train.keep_checkpoints": config.train.keep_checkpoints,
+        "head.group_size": config.head.group_size,
+        "head.pool_size": config.head.pool_size,
+        "head.workspace_mb": config.head.workspace_mb,
+        "head.scale": 1 if config.head.scale is None else config.head.scale,
+        "head.sample_rate": config.head.sample_rate,
+        "head.group_identities": config.head.group_identities,
+        "optim.lr": config.optim.lr,
+        "class_optim.lr_factor": config.class_optim.lr_factor,
+        "eval.batch_size": config.eval.batch_size,
+        "model.embedding_size": config.model.embedding_size,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{key} is {value}; it must be above 0.")
+    not_negative = {
+        "seed": config.seed,
+        "data.workers": config.data.workers,
+        "data.shift": config.data.shift,
+        "head.fresh_weight": config.head.fresh_weight,
+        "head.interclass_filter": config.head.interclass_filter,
+        "class_optim.momentum": config.class_optim.momentum,
+        "class_optim.weight_decay": config.class_optim.weight_decay,
+        "optim.clip": config.optim.clip,
+        "optim.weight_decay": config.optim.weight_decay,
+        "eval.every": config.eval.every,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise UserError(f"{key} is {value}; it must not be below 0.")
+    shares = {
+        "data.id_share": config.data.id_share,
+        "head.prefill": config.head.prefill,
+        "head.sample_rate": config.head.sample_rate,
+        "head.gallery_momentum": config.head.gallery_momentum,
+        "optim.warmup": config.optim.warmup,
+        "eval.holdout": config.eval.holdout,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
+    if config.head.group_size > 127:
+        raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
+    if config.eval.pairs < 20:
+        raise UserError(f"eval.pairs is {config.eval.pairs}; at least 20 pairs are needed for ten folds.")
+    if config.data.images_per_identity < 2 or config.data.images_per_identity % 2:
+        raise UserError(
+            f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."
+        )
+    if len(config.head.combined) != 3:
+        raise UserError(f"head.combined has {len(config.head.combined)} numbers; it must be [m1, m2, m3].")

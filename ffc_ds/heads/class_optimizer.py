@@ -1,0 +1,99 @@
+"""SGD and AdamW on rows of a shard of class weights; the rows that are not named are not touched."""
+
+import torch
+from torch import Tensor
+
+from ffc_ds.config import ClassOptimConfig
+from ffc_ds.data.randomness import mix
+from ffc_ds.heads.workspace import Workspace
+
+
+class _RowOptimizer:
+    """State of the shape of the class weights: fp32 or, with the weights, bf16; on the device or in host memory.
+
+    bf16 rows are rounded up or down at random in proportion to the distance, so that small updates count on average;
+    the draw follows from `seed`, the step and the row block alone.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int):
+        self.config, self.weights, self.workspace, self.seed = config, weights, workspace, seed
+        on_host = config.memory == "host" and weights.device.type != "cpu"
+        place = {"device": "cpu", "pin_memory": True} if on_host else {"device": weights.device}
+        self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
+        self.generator = torch.Generator(weights.device)
+        self.updates = 0
+
+    def begin(self, step: int) -> None:
+        """A step of the run is going to be applied."""
+        self.updates += 1
+        self.generator.manual_seed(int(mix(self.seed, step)) >> 1)
+
+    def read(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Rows of a state as fp32 [b, dim] on the device of the weights."""
+        state = self.state[name]
+        if isinstance(rows, slice):
+            part = state[rows]
+        elif state.device == self.weights.device:
+            part = self.workspace.rows(name, state, rows)
+        else:
+            part = state[rows.to(state.device)]
+        return part.to(self.weights.device, torch.float32)
+
+    def write(self, tensor: Tensor, rows: slice | Tensor, value: Tensor) -> None:
+        """Put fp32 rows [b, dim] into `tensor`, unless they are a part of it."""
+        if tensor.dtype == torch.bfloat16:
+            value = _round_stochastically(value, self.generator)
+        if isinstance(rows, Tensor):
+            tensor.index_copy_(0, rows.to(tensor.device), value.to(tensor.device))
+        elif value.data_ptr() != tensor[rows].data_ptr():
+            tensor[rows].copy_(value, non_blocking=True)
+
+
+class RowSGD(_RowOptimizer):
+    """velocity <- momentum * velocity + gradient + weight_decay * weights; weights <- weights - lr * velocity."""
+
+    slots = ("velocity",)
+
+    def update(self, rows: slice | Tensor, weights: Tensor, grad: Tensor, learning_rate: float) -> None:
+        """One step of `rows` from their present `weights` and their `grad`, fp32 [b, dim], both overwritten."""
+        velocity = self.read("velocity", rows)
+        grad.add_(weights, alpha=self.config.weight_decay)
+        torch.add(grad, velocity, alpha=self.config.momentum, out=velocity)
+        weights.sub_(velocity, alpha=learning_rate)
+        self.write(self.state["velocity"], rows, velocity)
+        self.write(self.weights, rows, weights)
+
+
+class RowAdamW(_RowOptimizer):
+    """AdamW (arXiv 1711.05101) with betas 0.9 and 0.999; bias is corrected by the number of applied steps."""
+
+    slots = ("first_moment", "second_moment")
+    betas, epsilon = (0.9, 0.999), 1e-8
+
+    def update(self, rows: slice | Tensor, weights: Tensor, grad: Tensor, learning_rate: float) -> None:
+        """One step of `rows` from their present `weights` and their `grad`, fp32 [b, dim], both overwritten."""
+        first, second = (self.read(name, rows) for name in self.slots)
+        first.lerp_(grad, 1 - self.betas[0])
+        second.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
+        corrected = [1 - beta**self.updates for beta in self.betas]
+        weights.mul_(1 - learning_rate * self.config.weight_decay)
+        spread = (second / corrected[1]).sqrt_().add_(self.epsilon)
+        weights.addcdiv_(first, spread, value=-learning_rate / corrected[0])
+        for name, value in zip(self.slots, (first, second), strict=True):
+            self.write(self.state[name], rows, value)
+        self.write(self.weights, rows, weights)
+
+
+def _round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 -> bf16: 16 random bits are added below the last kept one before the rest is cut off."""
+    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+    return (value.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
+
+
+def make_class_optimizer(
+    config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int
+) -> RowSGD | RowAdamW:
+    """The optimizer that `config.name` asks for."""
+    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed)

@@ -1,0 +1,108 @@
+"""Virtual FC on 1, 2 and 3 ranks against the paper's procedure, written out row by row, and how anchors are leased."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ffc_ds.config import HeadConfig
+from ffc_ds.data.randomness import mix
+from ffc_ds.heads.virtual_fc import VirtualFC, lease_anchors
+from tests.heads.test_full_fc import CASES, DIM, dense_loss, train
+from tests.heads.test_full_fc import batches as batches_of_full_fc
+from tests.ranks import run_ranks
+
+ANCHORS, IDENTITIES = 67, 500
+MARGINS = ["am", "arc", "sv"]
+
+
+def head_of(case):
+    settings, optim = CASES[case]
+    return VirtualFC(HeadConfig(scale=16.0, **settings), optim, ANCHORS, DIM, torch.device("cpu"))
+
+
+def batches():
+    """Twelve identities of two images each; some share a group."""
+    for step, (features, _) in enumerate(batches_of_full_fc()):
+        identities = np.random.default_rng(step).choice(IDENTITIES, features.shape[1], replace=False)
+        identities[1] = (identities[0] + 2 * ANCHORS) % IDENTITIES
+        identities[2] = identities[0] % ANCHORS
+        yield features, np.stack([identities, identities])
+
+
+def run_sharded(workspace_bytes):
+    return {case: train(head_of(case), workspace_bytes, batches) for case in MARGINS}
+
+
+def run_slowly(case):
+    head = head_of(case)
+    weights, velocity, losses, grads = head.weights.clone(), torch.zeros_like(head.weights), [], []
+    for step, (features, labels) in enumerate(batches()):
+        features = features.requires_grad_()
+        unit = F.normalize(features.detach(), dim=-1)
+        lease = lease_anchors(labels.flatten(), ANCHORS, mix(0, step, 0))
+        anchors = lease.anchor[lease.identity].reshape(labels.shape)
+        present = weights.clone()
+        for anchor in np.unique(anchors):
+            present[anchor] = F.normalize(unit[torch.from_numpy(anchors == anchor)].sum(0), dim=0)
+        present.requires_grad_()
+        loss = dense_loss(features, anchors, present, head.config)
+        loss.backward()
+        for anchor in range(ANCHORS):
+            if anchor in lease.anchor[~lease.home]:
+                present.data[anchor] = weights[anchor]
+                present.grad[anchor] = 0
+        velocity = 0.9 * velocity + present.grad + 5e-4 * present.detach()
+        weights = present.detach() - 0.05 * velocity
+        losses.append(loss.item())
+        grads.append(features.grad)
+    return losses, torch.stack(grads), weights
+
+
+@pytest.mark.parametrize(("world", "workspace_bytes"), [(1, 1), (2, 1 << 20), (3, 1)])
+def test_sharded_equals_the_procedure(world, workspace_bytes):
+    results = run_ranks(world, run_sharded, workspace_bytes)
+    for case in MARGINS:
+        losses, grads, weights = run_slowly(case)
+        ranks = [result[case] for result in results]
+        for found, *_ in ranks:
+            np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=case)
+        torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.cat([found[2] for found in ranks]), weights, rtol=1e-4, atol=1e-5)
+
+
+def test_an_anchor_stands_for_one_identity_of_a_batch():
+    labels = np.array([5, 15, 7, 5, 25, 7, 3])
+    for key in range(20):
+        lease = lease_anchors(labels, 10, key)
+        by_label = dict(zip(np.unique(labels), zip(lease.anchor, lease.home, strict=True), strict=True))
+        assert by_label[5] == (5, True) and by_label[7] == (7, True) and by_label[3] == (3, True)
+        assert not by_label[15][1] and not by_label[25][1]
+        assert len(set(lease.anchor.tolist())) == 5
+        np.testing.assert_array_equal(np.unique(labels)[lease.identity], labels)
+
+
+def test_with_as_many_anchors_as_identities_every_anchor_can_be_needed():
+    lease = lease_anchors(np.arange(0, 50, 10), 5, key=1)
+    assert sorted(lease.anchor) == [0, 1, 2, 3, 4] and lease.home.sum() == 1
+
+
+def test_a_refused_step_leaves_the_anchors_as_they_were():
+    head = head_of("am")
+    before = head.weights.clone()
+    head.loss(*next(batches()))
+    head.step(applied=False, learning_rate=0.1)
+    assert torch.equal(head.weights, before)
+
+
+def test_of_two_micro_batches_the_later_one_regenerates():
+    head, rate = head_of("am"), 1e-9
+    (first, labels), (second, _) = list(batches())[:2]
+    for features in (first, second):
+        head.loss(features, labels)
+    head.step(applied=True, learning_rate=rate)
+    lease = lease_anchors(labels.flatten(), ANCHORS, 0)
+    unit = F.normalize(second, dim=-1).flatten(0, 1)
+    for identity in np.flatnonzero(lease.home):
+        mean = F.normalize(unit[torch.from_numpy(lease.identity == identity)].sum(0), dim=0)
+        torch.testing.assert_close(head.weights[lease.anchor[identity]], mean, atol=1e-5, rtol=0)
