@@ -27,6 +27,7 @@ $(VENV)/ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
 	pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps insightface  # its own list wants a display
 	touch $@
 
 clean:

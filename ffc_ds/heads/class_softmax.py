@@ -83,8 +83,8 @@ class ClassSoftmax:
         return column_blocks(len(self.columns[number]), rows, dim, limit, self.features.device)
 
     def _find_targets(self):
-        """Cosines of the rows with their own class, known to all ranks; the owner keeps that class center."""
-        self.target = torch.zeros(len(self.features), device=self.features.device)
+        """Cosines of the rows with their own class, 0 where another rank has it; the owner keeps that class center."""
+        self.own_target = torch.zeros(len(self.features), device=self.features.device)
         self.centers, self.target_norms = [], []
         for part in self.columns:
             rows, columns = part.targets.rows, part.targets.columns
@@ -92,8 +92,9 @@ class ClassSoftmax:
             norms = weights.norm(dim=1).clamp_min(1e-12)
             self.centers.append(weights / norms[:, None])
             self.target_norms.append(norms)
-            self.target.index_add_(0, rows, (self.centers[-1] * self.features[rows]).sum(1))
-        all_reduce(self.target)
+            self.own_target.index_add_(0, rows, (self.centers[-1] * self.features[rows]).sum(1))
+        if self.settings.margin.changes_negatives:
+            self.target = all_reduce(self.own_target.clone())
 
     def _fold(self, softmax, number, block, weights):
         cosines, slopes, inverse_norms = self._cosines(number, block, weights)
@@ -132,8 +133,9 @@ class ClassSoftmax:
 
     def _join(self, softmax):
         scale = self.settings.scale
-        value, slope = self.settings.margin.target(self.target)
-        self.log_sum = torch.logaddexp(join_ranks(softmax.max, softmax.sum), scale * value)
+        log_sum, target = join_ranks(softmax.max, softmax.sum, self.own_target)
+        value, slope = self.settings.margin.target(target)
+        self.log_sum = torch.logaddexp(log_sum, scale * value)
         self.losses = self.log_sum - scale * value
         self.surplus = ((-self.losses).exp() - 1) * slope
         self.grad = (softmax.max - self.log_sum).exp()[:, None] * softmax.pull

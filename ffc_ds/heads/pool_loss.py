@@ -79,7 +79,7 @@ class _Pass:
         self._share_rows(target_is_special)
 
     def _find_targets(self, slots):
-        """Cosines of the existing probes with their own class in each matrix, [K, E], known to all ranks."""
+        """Cosines of the existing probes with their own class in each matrix, [K, E], 0 where another rank has it."""
         column = slots - self.columns.start
         self.owned = np.flatnonzero((column >= 0) & (column < len(self.columns.weights)))
         self.column = column[self.owned]
@@ -96,14 +96,15 @@ class _Pass:
         self.centers[:, varying] = self.columns.variants[:, to_device(self.place, self.device)].float()
         cosines = torch.zeros(self.matrices, self.existing, device=self.device)
         cosines[:, self.own_rows] = (self.centers * self.probes[self.own_rows]).sum(2)
-        self.target = all_reduce(cosines)
+        self.own_target = cosines
+        if self.settings.margin.changes_negatives:
+            self.target = all_reduce(cosines.clone())
 
     def _share_rows(self, target_is_special):
         """Rows of statistics over the common columns. Matrices share them, unless the margin bends negatives by the
         target and the target differs: `source` [R] is the probe of a row, `row` [K, E] the row that a matrix reads."""
         row = np.tile(np.arange(self.existing), (self.matrices, 1))
         source = [np.arange(self.existing)]
-        self.target_of_row = self.target[0]
         if self.settings.margin.changes_negatives:
             varying = np.flatnonzero(target_is_special)
             for matrix in range(1, self.matrices):
@@ -139,13 +140,14 @@ class _Pass:
         scale, margin = self.settings.scale, self.settings.margin
         if not self.existing:
             return self.probes.new_zeros(()), self.probes[:0]
-        value, slope = margin.target(self.target)
         special = [self._special_softmax(matrix) for matrix in range(self.matrices)]
         special_max, special_sum = (torch.stack([getattr(s, name) for s in special]) for name in ("max", "sum"))
         common_max, common_sum = self.softmax.max[self.row], self.softmax.sum[self.row]
         maximum = torch.maximum(common_max, special_max)
         total = common_sum * (common_max - maximum).exp() + special_sum * (special_max - maximum).exp()
-        log_sum = torch.logaddexp(join_ranks(maximum, total), scale * value)
+        log_sum, target = join_ranks(maximum, total, self.own_target)
+        value, slope = margin.target(target)
+        log_sum = torch.logaddexp(log_sum, scale * value)
         loss = (log_sum - scale * value).mean(1).sum()
 
         grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)

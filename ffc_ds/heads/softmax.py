@@ -90,8 +90,9 @@ class OnlineSoftmax:
         return weighted
 
 
-def join_ranks(maximum: Tensor, total: Tensor) -> Tensor:
-    """log-sum-exp over the columns of all ranks, from this rank's maxima and sums of exp(logit - maximum)."""
+def join_ranks(maximum: Tensor, total: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log-sum-exp over the columns of all ranks, from this rank's maxima and sums of exp(logit - maximum), and the sum
+    over ranks of `targets`, all of one shape: two messages in all."""
     largest = all_reduce(maximum.clone(), dist.ReduceOp.MAX)
-    total = all_reduce(total * (maximum - largest).exp())
-    return largest + total.log()
+    total, targets = all_reduce(torch.stack([total * (maximum - largest).exp(), targets]))
+    return largest + total.log(), targets

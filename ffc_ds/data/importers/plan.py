@@ -1,0 +1,89 @@
+"""What every source of images hands over: a plan of jobs, each of which reads the images of one parquet file."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ffc_ds.errors import UserError
+
+
+class Record(NamedTuple):
+    """One image as the source has it."""
+
+    key: str
+    """Where in the source it lies."""
+    image: bytes
+    """Encoded."""
+    label: int
+    """Number of the identity."""
+    identity: str
+    """Name of the identity."""
+
+
+class Broken(NamedTuple):
+    """A record that cannot be used."""
+
+    key: str
+    """Where in the source it lies."""
+    reason: str
+    """What is wrong with it."""
+
+
+Job = Callable[[], Iterator[Record | Broken]]
+
+
+class Plan(NamedTuple):
+    """How to read a source. Its memory grows with the number of jobs or of identities, not of images."""
+
+    about: dict[str, Any]
+    """What tells this source and its division into jobs from another, as JSON holds it."""
+    jobs: list[Job]
+    """Readers that can be sent to another process; their order is that of the parquet files."""
+
+
+class Lines(NamedTuple):
+    """Consecutive lines of a text file."""
+
+    path: Path
+    start: int
+    """Offset in bytes."""
+    length: int
+    """In bytes."""
+
+    def read(self) -> list[bytes]:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.length).splitlines()
+
+
+def divide_lines(path: Path, count: int) -> list[Lines]:
+    """All lines of a file, `count` at a time."""
+    parts, start = [], 0
+    with open(path, "rb") as file:
+        while length := sum(map(len, islice(file, count))):
+            parts.append(Lines(path, start, length))
+            start += length
+    return parts
+
+
+def check_count(shard_images: int) -> None:
+    """Raise UserError unless a parquet file is to hold something."""
+    if shard_images < 1:
+        raise UserError(f"--shard_images is {shard_images}: a parquet file holds at least one image")
+
+
+def printable(name: str) -> str:
+    """A file's name as it can be stored; one that is no UTF-8 loses letters."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def parse_label(text: bytes | str) -> int:
+    """Raises ValueError, which says so, for anything but a whole number from 0 that int64 holds."""
+    try:
+        label = int(text)
+    except ValueError:
+        raise ValueError(f"its label is {text!r}, not an integer") from None
+    if not 0 <= label < 2**63:
+        raise ValueError(f"its label is {label}, and labels count from 0")
+    return label

@@ -1,0 +1,1 @@
+"""Backbones in and out: folders for the hub, ONNX files, weights of InsightFace."""

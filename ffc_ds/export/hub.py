@@ -1,0 +1,110 @@
+"""Folders that `AutoModel` and `AutoImageProcessor` open, with this package installed or without it."""
+
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import ffc_ds
+from ffc_ds.errors import UserError
+from ffc_ds.export.files import load_backbone, read_results, written_aside
+from ffc_ds.export.model_card import model_card
+from ffc_ds.models import build_backbone
+from ffc_ds.models.insightface_weights import load_insightface_weights
+
+FIGURES = ("roc.png", "learning_curve.png")
+OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)
+
+
+def export_hub(run_dir: Path, output: Path, push: str | None = None, with_class_state: bool = False) -> None:
+    """Write the backbone of a finished run as a folder for the hub, with its model card, and upload it if asked.
+
+    run_dir: output_dir of the training. output: folder to write, which must not exist. push: repository to upload it
+    to, made if there is none, with the visibility that is the account's default. with_class_state: add the class
+    weights or the pool, and the gallery net, as the last checkpoint has them; they describe the people in the
+    training images.
+
+    Raises UserError for a run that is not finished, an output that exists, a repository that cannot be written.
+    """
+    results = read_results(run_dir)
+    model = load_backbone(run_dir)
+    state = run_dir / "checkpoints" / f"step-{results['steps']}"
+    if with_class_state and not (state / "class").is_dir():
+        raise UserError(f"--with-class-state: there is no class state in {state}.")
+    if push:
+        _check_repository(push)
+    with written_aside(output) as folder:
+        write_backbone(model, folder)
+        figures = [name for name in FIGURES if (run_dir / name).is_file()]
+        for name in figures:
+            shutil.copyfile(run_dir / name, folder / name)
+        if with_class_state:
+            shutil.copytree(state / "class", folder / "class_state" / "class")
+            shutil.copyfile(state / "host.npz", folder / "class_state" / "host.npz")
+        (folder / "README.md").write_text(model_card(push or output.name, results, figures))
+    if push:
+        _upload(output, push)
+
+
+def import_insightface(weights: Path, output: Path, name: str = "iresnet50", embedding_size: int = 512) -> None:
+    """Turn a backbone.pth of InsightFace's arcface_torch into a folder that `AutoModel` opens.
+
+    weights: state dict of an `iresnet` for 112 x 112 pixels. output: folder to write, which must not exist. name: the
+    iresnet's. embedding_size: length of its embedding. Raises UserError where they do not fit.
+    """
+    if not name.startswith("iresnet"):
+        raise UserError(f"--name {name}: InsightFace's backbone.pth holds an iresnet18, 34, 50, 100 or 200.")
+    model = build_backbone(name, embedding_size=embedding_size)
+    load_insightface_weights(model, weights)
+    with written_aside(output) as folder:
+        write_backbone(model, folder)
+
+
+def write_backbone(model: PreTrainedModel, folder: Path) -> None:
+    """Write weights (safetensors), config, image processor and the code of the architecture."""
+    code = type(model).__module__.split(".")[-1]
+    model.config.auto_map = {
+        "AutoConfig": f"{code}.{type(model.config).__name__}",
+        "AutoModel": f"{code}.{type(model).__name__}",
+    }
+    model.save_pretrained(folder)
+    image_processor(model.config.image_size).save_pretrained(folder)
+    _copy_code(code, folder)
+
+
+def image_processor(image_size: int) -> ViTImageProcessorPil:
+    """Any image to float [3, S, S], S = image_size: RGB, stretched (bilinear with antialiasing), x / 127.5 - 1."""
+    size = {"height": image_size, "width": image_size}
+    return ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+
+
+def _copy_code(module: str, folder: Path) -> None:
+    """The source of a module of `ffc_ds.models` and of what it imports from this package, side by side in `folder`."""
+    package = Path(ffc_ds.__file__).parent
+    source = next(path for path in (package / "models" / f"{module}.py", package / f"{module}.py") if path.is_file())
+    text = source.read_text()
+    # transformers follows imports of the form `from .name import`, in one folder only.
+    (folder / source.name).write_text(OUR_IMPORT.sub(r"from .\1 import", text))
+    for imported in OUR_IMPORT.findall(text):
+        _copy_code(imported, folder)
+
+
+def _check_repository(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push {name}: {error}") from None
+
+
+def _upload(folder: Path, repository: str) -> None:
+    api = HfApi()
+    try:
+        name = api.create_repo(repository, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(f"{folder} is written, but could not be uploaded to {repository}: {error}") from error

@@ -1,0 +1,88 @@
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ffc_ds.data.importers.inspection import examine, inspect, long_tail
+from ffc_ds.errors import UserError
+from tests.data.importers.formats import pictures
+
+
+def write(folder, files, split="train"):
+    """files: a list of (image, label) for each."""
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(files):
+        images = [{"bytes": image, "path": None} for image, _ in content]
+        columns = {"image": images, "label": pa.array([label for _, label in content], pa.int32())}
+        pq.write_table(
+            pa.table(columns), folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet", row_group_size=4
+        )
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    a, b, c, *more = pictures(12)
+    content = [(image, 10**6 * (i // 4)) for i, image in enumerate(more)]  # 3 identities with 4, 4 and 1 images
+    content += [(a, 7), (a, 7), (b, 7), (b, 8), (b, 8), (c, 7), (c, 8), (c, 9)]
+    content += [(more[0][:-5], 5), (b"", 5), (None, 5)]
+    write(tmp_path / "faces", [[(a, 1)]], "test")
+    return write(tmp_path / "faces", [content[:6], content[6:7], content[7:]]), content
+
+
+@pytest.mark.parametrize("check", ["header", "full"])
+def test_everything_is_counted(folder, check):
+    folder, content = folder
+    found = examine(folder, "train", check, workers=1)
+    identities = Counter(label for _, label in content)
+    assert sorted(found.images_per_identity) == sorted(identities.values())
+    assert found.images == 20 and found.identities == 7
+    images = {}
+    for image, label in content:
+        images.setdefault(image or b"", []).append(label)
+    assert found.repeated == sum(len(labels) - 1 for labels in images.values()) == 6
+    assert found.shared == sum(len(set(labels)) - 1 for labels in images.values()) == 3
+    assert [key for key, _ in found.broken] == [f"train-00002-of-00003.parquet row {i}" for i in (10, 11, 12)]
+
+
+def test_the_report_and_the_figure(folder, capsys):
+    inspect(folder[0], workers=1)
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[:3] == ["images 20", "identities 7", "per identity mean 2.9, median 3, most 4 images"]
+    assert lines[3:6] == ["1 2 " + "#" * 27, "2-3 2 " + "#" * 27, "4-7 3 " + "#" * 40]
+    assert "broken 3" in lines and "row 11: not a readable image of 0 bytes" in out
+    assert "repeated 6 images have the bytes of another, 3 of them under another identity" in lines
+    with Image.open(f"{folder[0]}/images_per_identity.png") as figure:
+        assert figure.width > 500 and len(np.unique(np.asarray(figure.convert("L")))) > 10
+
+
+def test_the_long_tail():
+    counts = np.array([1, 1, 2, 3, 4, 7, 8, 2**40 - 1, 2**40])
+    bins = long_tail(counts)
+    assert bins[:4] == [(1, 1, 2), (2, 3, 2), (4, 7, 2), (8, 15, 1)]
+    assert bins[-2:] == [(2**39, 2**40 - 1, 1), (2**40, 2**41 - 1, 1)] and sum(n for *_, n in bins) == len(counts)
+
+
+def test_what_cannot_be_inspected_is_refused(tmp_path):
+    def refused(reason, folder):
+        with pytest.raises(UserError, match=reason):
+            inspect(str(folder), workers=1)
+
+    refused("there is no train-.*parquet in", tmp_path)
+    refused("hold no images", write(tmp_path / "empty", [[]]))
+    write(tmp_path / "cut", [[(pictures(1)[0], 1)]])
+    path = next((tmp_path / "cut").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-9])
+    refused("cannot be read as images with integer labels", tmp_path / "cut")
+    for table in (
+        {"image": [b"bytes"], "label": [1]},
+        {"image": [{"bytes": b"x"}], "label": ["one"]},
+        {"image": [{"bytes": b"x"}], "label": pa.array([None], pa.int64())},
+        {"image": [{"bytes": b"x"}]},
+    ):
+        pq.write_table(pa.table(table), path)
+        refused("cannot be read as images with integer labels", tmp_path / "cut")
