@@ -22,9 +22,10 @@ def embed(
     device: torch.device,
     dtype: torch.dtype,
     mirror: bool = False,
+    unit: bool = True,
     progress: Callable = iter,
 ) -> Tensor:
-    """Unit features fp32 [n, dim] of the images in `rows` (int64 [n]), equal on all ranks.
+    """Features fp32 [n, dim], scaled to length 1 if `unit`, of the images in `rows` (int64 [n]), equal on all ranks.
 
     features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.loading.Faces` or anything that reads like it.
     mirror: add the feature of the mirror image, as verification does. Every rank runs the same number of equal
@@ -39,5 +40,5 @@ def embed(
         feature = features(inputs).float()
         if mirror:
             feature = feature + features(inputs.flip(3)).float()
-        found.append(F.normalize(feature, dim=1))
+        found.append(F.normalize(feature, dim=1) if unit else feature)
     return all_gather(torch.cat(found)).flatten(0, 1)[: len(rows)]

@@ -1,4 +1,1 @@
-"""Evaluation of finished embeddings: pair verification, the files that hold pairs, figures.
-
-Numpy in, numbers out; who computes the embeddings, and on how many ranks, is not known here.
-"""
+"""How good a backbone is: the field's protocols, the files that they come in, figures."""

@@ -1,13 +1,15 @@
-"""Figures of an evaluation: ROC curves, distances of pairs, learning curves. PNG files at 150 dots per inch."""
+"""Figures of an evaluation: ROC curves, scores, pairs of pictures, learning curves. PNG at 150 dots per inch."""
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ffc_ds.evaluation.scores import BINS
 from ffc_ds.evaluation.verification import VerificationResult
 
 DPI = 150
@@ -18,35 +20,51 @@ def roc_figure(results: Mapping[str, VerificationResult], path: str | os.PathLik
 
     The axis starts at the smallest rate above 0 that any result reaches. Raises ValueError if there is no result.
     """
-    if not results:
+    labels = {key: f"{key}: accuracy {each.accuracy:.3f}, AUC {each.auc:.3f}" for key, each in results.items()}
+    roc_curves({labels[key]: (each.fpr, each.tpr) for key, each in results.items()}, path)
+
+
+def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike) -> None:
+    """Draw ROC curves (false and true accept rates, ascending) by their labels, as `roc_figure` does."""
+    if not curves:
         raise ValueError("an ROC figure needs at least one result")
     figure, (axes,) = _figure(1)
-    for label, result in results.items():
-        label = f"{label}: accuracy {result.accuracy:.3f}, AUC {result.auc:.3f}"
-        axes.step(result.fpr, result.tpr, where="post", label=label)
-    resolved = min(result.fpr[result.fpr > 0].min() for result in results.values())
+    for label, (fpr, tpr) in curves.items():
+        axes.step(fpr, tpr, where="post", label=label)
+    resolved = min(fpr[fpr > 0].min(initial=1) for fpr, _ in curves.values())
     axes.set(xscale="log", xlim=(min(resolved, 0.1), 1), ylim=(0, 1.01))
     axes.set(xlabel="false accept rate", ylabel="true accept rate", title="Verification ROC")
     axes.legend(loc="best")
     figure.savefig(path, dpi=DPI)
 
 
-def score_histogram(
-    distances: np.ndarray, same: np.ndarray, path: str | os.PathLike, threshold: float | None = None
-) -> None:
-    """Draw how the squared L2 distances (float [n], 0 to 4) of genuine and impostor pairs (`same`, bool [n]) lie.
+def score_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike) -> None:
+    """Draw a panel a protocol: for each kind of pair, by its label, how its scores lie.
 
-    `threshold`, in the same unit, is marked by a line.
+    Counts (int [200]) are those of `scores.histogram`; drawn is their share, since kinds differ in size by thousands.
     """
-    distances, same = np.asarray(distances), np.asarray(same, dtype=bool)
-    figure, (axes,) = _figure(1)
-    bins = np.linspace(distances.min(), max(distances.max(), distances.min() + 1e-6), 61)
-    for label, chosen in (("genuine", same), ("impostor", ~same)):
-        axes.hist(distances[chosen], bins, alpha=0.6, label=f"{label} ({chosen.sum():,} pairs)")
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel="squared L2 distance of unit embeddings", ylabel="pairs", title="Distances of pairs")
-    axes.legend(loc="best")
+    figure, all_axes = _figure(len(panels))
+    for axes, (title, counts) in zip(all_axes, panels.items(), strict=True):
+        for label, count in counts.items():
+            total = count.sum()
+            axes.stairs(count / max(total, 1), BINS, fill=True, alpha=0.6, label=f"{label} ({total:,})")
+        axes.set(ylabel="share", title=title)
+        axes.legend(loc="best")
+    all_axes[-1].set(xlabel="cosine of the embeddings")
+    figure.savefig(path, dpi=DPI)
+
+
+def pair_pictures(rows: Mapping[str, Sequence[tuple[np.ndarray, float]]], path: str | os.PathLike) -> None:
+    """Draw rows of pairs, each row under its label: two pictures side by side (uint8 [S, 2 S, 3]) above their score."""
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.7 * columns, 1.25 * len(rows)), layout="constrained")
+    for strip, (label, pairs) in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows.items(), strict=True):
+        strip.suptitle(label, fontsize=7)
+        for axes, pair in zip_longest(strip.subplots(1, columns, squeeze=False)[0], pairs):
+            axes.set_axis_off()
+            if pair is not None:
+                axes.imshow(pair[0])
+                axes.set_title(f"{pair[1]:.3f}", fontsize=6, y=-0.2)
     figure.savefig(path, dpi=DPI)
 
 

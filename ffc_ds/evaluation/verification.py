@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ffc_ds.errors import UserError
+from ffc_ds.evaluation.scores import errors_allowed
 
 THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_TARGETS = (1e-2, 1e-3)
@@ -120,8 +121,8 @@ def _even_sizes(total: int, parts: int) -> np.ndarray:
 
 def _tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float) -> float | None:
     """Share of genuine pairs below the largest threshold that accepts at most `far` of the impostors; both sorted."""
-    allowed = int(far * len(impostor) + 1e-9)
-    if allowed < 1:
+    allowed = errors_allowed(far, len(impostor))
+    if allowed is None:
         return None
     return float(np.searchsorted(genuine, impostor[allowed], "left") / len(genuine))
 

@@ -5,8 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ffc_ds.evaluation.figures import learning_curve, roc_figure, score_histogram
-from ffc_ds.evaluation.verification import pair_distances, verify_pairs
+from ffc_ds.evaluation.figures import learning_curve, pair_pictures, roc_curves, roc_figure, score_histograms
+from ffc_ds.evaluation.scores import BINS, histogram
+from ffc_ds.evaluation.verification import verify_pairs
 
 
 @pytest.fixture
@@ -44,22 +45,50 @@ def test_roc_figure_shows_each_curve_over_a_log_axis(tmp_path, drawn):
         roc_figure({}, tmp_path / "none.png")
 
 
-def test_histogram_counts_every_pair_once(tmp_path, drawn):
-    first, second, same = embedded_pairs(1.5)
-    score_histogram(pair_distances(first, second), same, tmp_path / "scores.png", threshold=0.9)
-    assert_png(tmp_path / "scores.png", (1050, 675))
-    (axes,) = drawn[0].axes
-    heights = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
-    assert heights == [1000, 1000]
-    assert axes.lines[0].get_xdata()[0] == 0.9
+def test_a_curve_that_never_leaves_zero_and_one_that_ends_early(tmp_path, drawn):
+    curves = {
+        "perfect": (np.array([0.0, 0.0]), np.array([0.0, 1.0])),
+        "part": (np.array([0, 1e-6]), np.array([0.2, 0.5])),
+    }
+    roc_curves(curves, tmp_path / "roc.png")
+    assert drawn[0].axes[0].get_xlim() == (1e-6, 1)
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == list(curves)
+
+
+def test_histograms_show_the_share_of_every_kind_in_a_panel_a_protocol(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    kinds = {"genuine": histogram(rng.uniform(0, 1, 100)), "impostor": histogram(rng.uniform(-1, 0.5, 10_000))}
+    score_histograms({"LFW": kinds, "IJB": kinds | {"none": 0 * kinds["genuine"]}}, tmp_path / "scores.png")
+    assert_png(tmp_path / "scores.png", (1050, 1125))
+    above, below = drawn[0].axes
+    assert (above.get_title(), below.get_title()) == ("LFW", "IJB")
+    for steps, count in zip(above.patches, kinds.values(), strict=True):
+        np.testing.assert_allclose(steps.get_data().values, count / count.sum())
+        np.testing.assert_array_equal(steps.get_data().edges, BINS)
+    assert [text.get_text() for text in below.get_legend().get_texts()] == [
+        "genuine (100)",
+        "impostor (10,000)",
+        "none (0)",
+    ]
+
+
+def test_pictures_of_pairs_stand_in_rows_above_their_scores(tmp_path, drawn):
+    pictures = np.random.default_rng(0).integers(256, size=(3, 8, 16, 3), dtype=np.uint8)
+    rows = {"genuine": [(pictures[0], -0.25), (pictures[1], 0.5)], "impostor": [(pictures[2], 0.75)], "nobody": []}
+    pair_pictures(rows, tmp_path / "errors.png")
+    strips = drawn[0].subfigs
+    assert [strip.get_suptitle() for strip in strips] == list(rows)
+    for strip, pairs in zip(strips, rows.values(), strict=True):
+        shown = [axes for axes in strip.axes if axes.images]
+        assert [axes.get_title() for axes in shown] == [f"{score:.3f}" for _, score in pairs]
+        for axes, (picture, _) in zip(shown, pairs, strict=True):
+            np.testing.assert_array_equal(axes.images[0].get_array(), picture)
 
 
 def test_figures_of_a_collapsed_network(tmp_path, drawn):
     same = np.arange(10) < 5
     roc_figure({"collapsed": verify_pairs(np.ones((10, 2)), np.ones((10, 2)), same)}, tmp_path / "roc.png")
     assert drawn[0].axes[0].get_xlim() == (0.1, 1)
-    score_histogram(np.zeros(10), same, tmp_path / "scores.png")
-    assert_png(tmp_path / "scores.png", (1050, 675))
 
 
 def test_learning_curve_takes_sparse_rows(tmp_path, drawn):

@@ -1,0 +1,145 @@
+"""A net that turns images, and templates of images, into features, on all ranks together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HFValidationError
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ffc_ds.data.decoding import CorruptImage, decode
+from ffc_ds.distributed import rank, world_size
+from ffc_ds.embedding import embed
+from ffc_ds.errors import UserError, shared
+from ffc_ds.export.files import load_backbone
+from ffc_ds.models import BACKBONES
+
+CHUNK = 1 << 14  # images whose features are in memory at once: 32 MiB at 512 dimensions
+
+
+@dataclass(frozen=True, eq=False)
+class Templates:
+    """Sets of images that stand for one face each: a picture alone, the frames of a video, a template of IJB.
+
+    images: `data.loading.Faces`, or anything that reads like it.
+    group: int64 [images], the template (0 to count - 1) of each image; every template has one or more.
+    weight: float64 [images], of each image's feature in the sum over its template.
+    unit: features are scaled to length 1 before they are added; otherwise their length weighs them too.
+    """
+
+    images: object
+    group: np.ndarray
+    weight: np.ndarray
+    unit: bool = True
+
+    @classmethod
+    def means(cls, images, group: np.ndarray) -> "Templates":
+        """Templates that are the mean of the features of their images."""
+        return cls(images, group, 1 / np.bincount(group)[group])
+
+    @property
+    def count(self) -> int:
+        return int(self.group.max()) + 1
+
+    def first_image(self, template: int) -> int:
+        """The image of a template that weighs most, the first of equals."""
+        members = np.flatnonzero(self.group == template)
+        return int(members[self.weight[members].argmax()])
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A net with all that it takes to embed. Every rank calls the same methods in the same order.
+
+    batch_size: images per rank and forward. flip: add the features of an image and its mirror image, as the field's
+    protocols do. progress: show a bar on rank 0.
+    """
+
+    model: PreTrainedModel
+    device: torch.device
+    batch_size: int = 64
+    flip: bool = True
+    progress: bool = False
+
+    def chunks(self, images, unit: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Features of all `images` in order, as (first image, float32 [at most CHUNK, D]), equal on all ranks.
+
+        Raises UserError for a damaged image, naming it, and for features that are not finite.
+        """
+        total, world = len(images), world_size()
+        batch_size = min(self.batch_size, -(-total // world))
+        with tqdm(
+            total=total, desc=f"embed {images.name}", leave=False, disable=not self.progress or rank() != 0
+        ) as bar:
+
+            def counted(batches):
+                for pixels in batches:
+                    yield pixels
+                    bar.update(len(pixels) * world)
+
+            for start in range(0, total, CHUNK):
+                rows = np.arange(start, min(start + CHUNK, total))
+                try:
+                    features = embed(
+                        lambda inputs: self.model(inputs).embeddings,
+                        images,
+                        rows,
+                        self.model.config.image_size,
+                        batch_size,
+                        self.device,
+                        self.model.dtype,
+                        mirror=self.flip,
+                        unit=unit,
+                        progress=counted,
+                    )
+                except CorruptImage as error:
+                    raise _named(error, images, rows) from None
+                features = features.cpu().numpy()
+                if not np.isfinite(features).all():
+                    raise shared(f"the model's embeddings of {images.name} are not finite: it cannot be evaluated")
+                yield start, features
+
+    def templates(self, templates: Templates) -> np.ndarray:
+        """Unit features of templates: float32 [count, D], the weighted sums over their images scaled to length 1."""
+        total = None
+        for start, features in self.chunks(templates.images, templates.unit):
+            part = slice(start, start + len(features))
+            if total is None:
+                total = torch.zeros(templates.count, features.shape[1], dtype=torch.float64)
+            weighted = torch.from_numpy(features) * torch.from_numpy(templates.weight[part])[:, None]
+            total.index_add_(0, torch.from_numpy(templates.group[part]), weighted)
+        return F.normalize(total, dim=1).float().numpy()
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A backbone of this package, in fp32 and evaluation mode, from a folder (or the run that holds it) or the hub.
+
+    Raises UserError if it is not there, is damaged, or is another kind of model.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(huggingface_hub.snapshot_download(name))
+        except (OSError, ValueError, HFValidationError) as error:
+            raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
+    model = load_backbone(folder)
+    if not isinstance(model, tuple({model_class for model_class, _ in BACKBONES.values()})):
+        raise UserError(
+            f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
+        )
+    return model.requires_grad_(False)
+
+
+def _named(error: CorruptImage, images, rows: np.ndarray) -> CorruptImage:
+    """The error with the path of the damaged image, where it has one."""
+    for row in rows if hasattr(images, "path") else ():
+        try:
+            decode(images.encoded([row])[0], 8)
+        except CorruptImage as found:
+            return CorruptImage(f"{images.path(row)}: {found}")
+    return error

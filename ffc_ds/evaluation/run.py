@@ -1,0 +1,90 @@
+"""An evaluation from its settings to its folder of results."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ffc_ds.distributed import first_rank_first, rank, together
+from ffc_ds.errors import UserError
+from ffc_ds.evaluation.embedder import Embedder, load_model
+from ffc_ds.evaluation.ijb import read_ijb
+from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from ffc_ds.evaluation.pair_lists import read_pairs
+from ffc_ds.evaluation.protocols import Result, evaluate_ijb, identify_among, verify_sets
+from ffc_ds.evaluation.results import write_results
+from ffc_ds.evaluation.settings import EvaluationConfig
+from ffc_ds.export.files import written_aside
+
+
+def evaluate(config: EvaluationConfig) -> list[Result]:
+    """Evaluate, on all ranks of the launcher together or in this process alone, and write `config.output_dir`.
+
+    Everything is read and checked before anything is embedded. Returns the results, the same on all ranks. Raises
+    UserError for whatever cannot be used; nothing half-written stays behind.
+    """
+    device = _device()
+    protocols = together(lambda: _open(config))
+    model = first_rank_first(lambda: load_model(config.model)).to(device)
+    embedder = Embedder(model, device, config.batch_size, config.flip, progress=True)
+    if rank() != 0:
+        return _results(protocols, embedder)
+    with written_aside(Path(config.output_dir)) as folder:
+        results = _results(protocols, embedder)
+        folder.mkdir()
+        write_results(config, results, folder)
+    return results
+
+
+def _device() -> torch.device:
+    if "RANK" in os.environ:
+        from ffc_ds.engine import init_distributed  # takes seconds, and a process alone does not need it
+
+        return init_distributed()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _open(config: EvaluationConfig) -> list[Callable[[Embedder], Result | list[Result]]]:
+    """The protocols, with all that they need but the embedder."""
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}; it must be 1 or more.")
+    if (config.probes is None) != (config.distractors is None):
+        raise UserError("identification takes both: give --probes and --distractors, or neither")
+    protocols = [partial(verify_sets, pairs=read_pairs(path, config.images)) for path in config.pairs]
+    for folder in config.ijb:
+        protocols.append(partial(evaluate_ijb, ijb=read_ijb(folder, config.detector_score, config.feature_norm)))
+    if config.probes is not None:
+        probes, subjects = read_probes(config.probes)
+        distractors = _image_folder(config.distractors)
+        protocols.append(partial(identify_among, probes=probes, subjects=subjects, distractors=distractors))
+    if not protocols:
+        raise UserError("there is nothing to evaluate on: give --pairs, --ijb, or --probes and --distractors")
+    return protocols
+
+
+def read_probes(folder: str) -> tuple[ImageFiles, np.ndarray]:
+    """Images of the people who have two or more in the folder of their name, and the person (int64) of each image."""
+    images = _image_folder(folder)
+    _, subjects, counts = np.unique([os.path.dirname(p) for p in images.paths], return_inverse=True, return_counts=True)
+    used = counts[subjects] >= 2
+    if not used.any():
+        raise UserError(f"nobody in {folder} has two images: it must hold a folder for each person with some in it")
+    return ImageFiles([images.paths[row] for row in np.flatnonzero(used)], images.name), subjects[used]
+
+
+def _image_folder(folder: str) -> ImageFiles:
+    paths = images_below(folder)
+    if not paths:
+        raise UserError(f"there are no images in {folder}: check the path")
+    return ImageFiles(paths, folder)
+
+
+def _results(protocols: list[Callable], embedder: Embedder) -> list[Result]:
+    results = []
+    for protocol in protocols:
+        found = protocol(embedder)
+        results += found if isinstance(found, list) else [found]
+    return results

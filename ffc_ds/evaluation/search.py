@@ -1,0 +1,61 @@
+"""1:N identification: who in a gallery is it, and is it anyone there (open set)?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffc_ds.evaluation.scores import accept_rates, histogram
+
+RANKS = (1, 5, 10)
+FPIRS = (1e-3, 1e-2, 1e-1)
+BLOCK = 1 << 24  # scores in memory at once: 64 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What searches yield. A search is mated if the gallery holds its subject."""
+
+    rank: dict[str, float | None]
+    """Share of the mated searches whose mate is among the first 1, 5, 10; None without mated searches."""
+    tpir_at_fpir: dict[str, float | None]
+    """True positive identification rate at each false positive one: share of the mated searches whose mate is first
+    and above the threshold that at most that share of the others find anyone above; None if these are too few."""
+    mated: int
+    """Number of mated searches."""
+    non_mated: int
+    """Number of the others."""
+    histogram: dict[str, np.ndarray]
+    """Counts over `scores.BINS`, int64 [200], of the scores of mates and of the best candidates of the others."""
+
+
+def search(
+    probes: np.ndarray, probe_subjects: np.ndarray, gallery: np.ndarray, gallery_subjects: np.ndarray
+) -> SearchResult:
+    """Search for each probe (unit, float32 [n, D]; its subject, int [n]) in a gallery (likewise, [m, D] and [m]).
+
+    A subject with several entries is found by the best of them; who ties with the mate counts as before it. This is the
+    protocol of IJB, in which each gallery is searched alone; InsightFace's script joins IJB-C's two galleries, so that
+    every search is mated.
+    """
+    mate = np.full(len(probes), -np.inf, dtype=np.float32)
+    ahead = np.zeros(len(probes), dtype=np.int64)
+    best = np.empty(len(probes), dtype=np.float32)
+    step = max(1, BLOCK // len(gallery))
+    for start in range(0, len(probes), step):
+        block = slice(start, start + step)
+        scores = probes[block] @ gallery.T
+        is_mate = probe_subjects[block, None] == gallery_subjects
+        mate[block] = np.where(is_mate, scores, -np.inf).max(1)
+        others = np.where(is_mate, -np.inf, scores)
+        ahead[block] = (others >= mate[block, None]).sum(1)
+        best[block] = others.max(1)
+    mated = np.isfinite(mate)
+    strangers = np.sort(best[~mated])[::-1]
+    found_first = np.where(ahead == 0, mate, -np.inf)[mated]
+    return SearchResult(
+        rank={str(k): float(np.mean(ahead[mated] < k)) if mated.any() else None for k in RANKS},
+        tpir_at_fpir=accept_rates(found_first, strangers, len(strangers), FPIRS),
+        mated=int(mated.sum()),
+        non_mated=len(strangers),
+        histogram={"mates": histogram(mate[mated]), "best of non-mated searches": histogram(strangers)},
+    )

@@ -1,0 +1,89 @@
+"""Templates, however they are cut; models and images that cannot be used are named."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from ffc_ds.errors import UserError
+from ffc_ds.evaluation import embedder as module
+from ffc_ds.evaluation.embedder import Embedder, Templates, load_model
+from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from tests.protocol_data import person_folders, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return person_folders(tmp_path_factory.mktemp("faces"), people=5, images=5)
+
+
+def test_templates_do_not_depend_on_batches_or_chunks(model_folder, faces, monkeypatch):
+    images, group, weight = ImageFiles(images_below(faces), "faces"), np.arange(25) % 7, np.linspace(1, 2, 25)
+    model, found = load_model(str(model_folder)), []
+    for batch_size, chunk, starts in ((64, 1 << 14, [0]), (4, 10, [0, 10, 20])):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        embedder = Embedder(model, torch.device("cpu"), batch_size)
+        singles = embedder.templates(Templates.means(images, np.arange(25)))
+        found.append((singles, embedder.templates(Templates(images, group, weight))))
+        assert [start for start, _ in embedder.chunks(images)] == starts and singles.dtype == np.float32
+    singles = found[0][0]
+    expected = np.stack([(weight[group == g, None] * singles[group == g]).sum(0) for g in range(7)])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for again, templates in found:
+        np.testing.assert_allclose(again, singles, atol=1e-6)
+        np.testing.assert_allclose(templates, expected, atol=1e-6)
+
+
+def test_a_template_shows_the_image_that_weighs_most():
+    templates = Templates(None, np.array([0, 1, 0, 1, 0]), np.array([0.5, 2, 1, 2, 0.7]))
+    assert (templates.count, templates.first_image(0), templates.first_image(1)) == (2, 2, 1)
+
+
+def test_a_damaged_or_missing_file_is_named(model_folder, faces, tmp_path):
+    copy = shutil.copytree(faces, tmp_path / "faces")
+    embedder = Embedder(load_model(str(model_folder)), torch.device("cpu"))
+    images = ImageFiles(images_below(copy), "faces")
+    damaged = copy / "Person_3" / "Person_3_0002.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"Person_3_0002.jpg: not a readable image of 50 bytes"):
+        list(embedder.chunks(images))
+    damaged.unlink()
+    with pytest.raises(UserError, match=r"Person_3_0002.jpg cannot be read: No such file"):
+        list(embedder.chunks(images))
+
+
+def test_a_model_that_gives_no_numbers_is_refused(model_folder, faces):
+    model = load_model(str(model_folder))
+    model.fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="embeddings of faces are not finite"):
+        list(Embedder(model, torch.device("cpu")).chunks(ImageFiles(images_below(faces), "faces")))
+
+
+def test_models_that_cannot_be_used(model_folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(model_folder, run / "model")
+    assert load_model(str(run)).config == load_model(str(run / "model")).config  # the run or its model
+    weights = load_file(run / "model" / "model.safetensors")
+    weights.pop("fc.weight")
+    save_file(weights, run / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="fc.weight"):
+        load_model(str(run))
+    with pytest.raises(UserError, match="config.json is missing"):
+        load_model(str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("no/such/folder", "/no_such_folder"):
+        with pytest.raises(UserError, match=f"no folder {name} here"):
+            load_model(name)
+    BertModel(BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        tmp_path / "bert"
+    )
+    with pytest.raises(UserError, match="BertModel, which gives no face embeddings"):
+        load_model(str(tmp_path / "bert"))

@@ -1,0 +1,72 @@
+"""1:N search against a loop over probes, over ties, several entries of a subject, and blocks."""
+
+import numpy as np
+import pytest
+
+from ffc_ds.evaluation import search as module
+from ffc_ds.evaluation.search import RANKS, search
+
+FPIRS = (1e-3, 1e-2, 1e-1, 0.5)
+
+
+def unit(rng, n, dim=6, decimals=None):
+    features = rng.standard_normal((n, dim))
+    if decimals is not None:
+        features = np.round(features, decimals) + 0.5
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def one_by_one(probes, probe_subjects, gallery, gallery_subjects):
+    """The definitions, restated probe by probe and threshold by threshold."""
+    ranks, first_scores, strangers = [], [], []
+    for probe, subject in zip(probes, probe_subjects, strict=True):
+        scores = [float(np.float32(probe @ entry)) for entry in gallery]
+        mates = [score for score, other in zip(scores, gallery_subjects, strict=True) if other == subject]
+        others = [score for score, other in zip(scores, gallery_subjects, strict=True) if other != subject]
+        if mates:
+            ranks.append(1 + sum(score >= max(mates) for score in others))
+            first_scores.append(max(mates))
+        else:
+            strangers.append(max(scores))
+    rank = {str(k): np.mean([r <= k for r in ranks]) for k in RANKS}
+    tpir = {}
+    for fpir in FPIRS:
+        rates = []
+        for threshold in [-2.0, *strangers]:
+            if np.mean([score > threshold for score in strangers]) <= fpir:
+                rates.append(np.mean([r == 1 and s > threshold for r, s in zip(ranks, first_scores, strict=True)]))
+        tpir[f"{fpir:g}"] = max(rates) if fpir * len(strangers) >= 1 else None
+    return rank, tpir, len(ranks), len(strangers)
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+@pytest.mark.parametrize("block", [1 << 24, 100])
+def test_search_equals_its_definition(decimals, block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "FPIRS", FPIRS)
+    rng = np.random.default_rng(0)
+    subjects = np.arange(60)
+    gallery_subjects = np.append(subjects[:40], [3, 3, 7])  # some have several entries
+    gallery = unit(rng, len(gallery_subjects), decimals=decimals)
+    probe_subjects = rng.choice(subjects, 300)
+    nearest = gallery[probe_subjects % 40]
+    probes = 0.8 * nearest + 0.6 * unit(rng, 300, decimals=decimals)
+    probes = (probes / np.linalg.norm(probes, axis=1, keepdims=True)).astype(np.float32)
+    # matrix products round by their shape: exact ties need exact numbers
+    if decimals is not None:
+        gallery, probes = (np.round(4 * x).astype(np.float32) / 4 for x in (gallery, probes))
+    found = search(probes, probe_subjects, gallery, gallery_subjects)
+    rank, tpir, mated, non_mated = one_by_one(probes, probe_subjects, gallery, gallery_subjects)
+    assert (found.mated, found.non_mated) == (mated, non_mated) and 80 < non_mated < 220
+    assert found.rank == pytest.approx(rank, abs=1e-12)
+    assert found.tpir_at_fpir == pytest.approx(tpir, abs=1e-12)
+    assert tpir["0.001"] is None and 0 < tpir["0.1"] < 1 and 0 < rank["1"] < rank["10"]
+    assert [counts.sum() for counts in found.histogram.values()] == [mated, non_mated]
+
+
+def test_a_gallery_with_everybody_has_no_false_positives_to_count():
+    features = unit(np.random.default_rng(0), 30)
+    found = search(features, np.arange(30), features, np.arange(30))
+    assert found.rank == {"1": 1, "5": 1, "10": 1} and set(found.tpir_at_fpir.values()) == {None}
+    nobody = search(features, np.arange(30), features, np.arange(100, 130))
+    assert set(nobody.rank.values()) == {None} and set(nobody.tpir_at_fpir.values()) == {None}
