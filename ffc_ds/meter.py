@@ -1,5 +1,6 @@
 """Means and speeds over the steps since the last line of metrics."""
 
+import resource
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -50,12 +51,14 @@ class Meter:
         self._begin += time.perf_counter() - begin
 
     def summary(self) -> dict[str, float]:
-        """Means of all values, images/s over all ranks, share of time spent waiting for data; then starts anew."""
+        """Means of all values, images/s over all ranks, share of time spent waiting for data, and the most memory that
+        this rank has used (of the GPU if there is one); then starts anew."""
         elapsed = time.perf_counter() - self._begin
         means = {name: sum(values) / len(values) for name, values in self.state().items()}
         speed = {
             "images_per_second": self._steps * self.images_per_step / elapsed,
             "data_wait": self._waited / elapsed,
+            "memory_gib": peak_memory() / 2**30,
         }
         self._clear()
         return means | speed
@@ -74,3 +77,10 @@ class Meter:
         self._clear()
         for name, values in state.items():
             self._values[name] = list(values)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

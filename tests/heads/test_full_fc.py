@@ -109,17 +109,21 @@ def run_densely(case):
     return losses, torch.stack(grads), weights.detach()
 
 
-@pytest.mark.parametrize(("world", "workspace_bytes"), [(1, 1), (2, 1 << 20), (3, 1)])
-def test_sharded_equals_dense(world, workspace_bytes):
-    """A workspace of one byte means blocks of 64 classes, and logits that are worked out again."""
-    results = run_ranks(world, run_sharded, workspace_bytes)
-    for case in CASES:
-        losses, grads, weights = run_densely(case)
+def assert_same(results, cases, reference):
+    """What each rank found in each case, against losses, gradients of the features and weights of the reference."""
+    for case in cases:
+        losses, grads, weights = reference(case)
         ranks = [result[case] for result in results]
         for found, *_ in ranks:
             np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=case)
         torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.cat([found[2] for found in ranks]), weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("world", "workspace_bytes"), [(1, 1), (2, 1 << 20), (3, 1)])
+def test_sharded_equals_dense(world, workspace_bytes):
+    """A workspace of one byte means blocks of 64 classes, and logits that are worked out again."""
+    assert_same(run_ranks(world, run_sharded, workspace_bytes), CASES, run_densely)
 
 
 def test_a_refused_step_changes_nothing():

@@ -9,7 +9,7 @@ import torch
 from ffc_ds.data.randomness import mix
 from ffc_ds.heads.partial_fc import PartialFC
 from ffc_ds.heads.sampled_rows import Sample
-from tests.heads.test_full_fc import CASES, CLASSES, batches, dense_loss, head_of, run_densely, train
+from tests.heads.test_full_fc import CASES, CLASSES, assert_same, batches, dense_loss, head_of, run_densely, train
 from tests.ranks import run_ranks
 
 RATE = 0.1
@@ -49,14 +49,7 @@ def run_slowly(case):
 
 @pytest.mark.parametrize(("world", "workspace_bytes"), [(1, 1), (2, 1 << 20), (3, 1)])
 def test_sharded_equals_dense(world, workspace_bytes):
-    results = run_ranks(world, run_sharded, workspace_bytes)
-    for case in MARGINS:
-        losses, grads, weights = run_slowly(case)
-        ranks = [result[case] for result in results]
-        for found, *_ in ranks:
-            np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=case)
-        torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.cat([found[2] for found in ranks]), weights, rtol=1e-4, atol=1e-5)
+    assert_same(run_ranks(world, run_sharded, workspace_bytes), MARGINS, run_slowly)
 
 
 def test_a_sample_of_all_classes_is_the_full_softmax():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ffc_ds.config import HeadConfig
 from ffc_ds.data.randomness import mix
 from ffc_ds.heads.virtual_fc import VirtualFC, lease_anchors
-from tests.heads.test_full_fc import CASES, DIM, dense_loss, train
+from tests.heads.test_full_fc import CASES, DIM, assert_same, dense_loss, train
 from tests.heads.test_full_fc import batches as batches_of_full_fc
 from tests.ranks import run_ranks
 
@@ -61,14 +61,7 @@ def run_slowly(case):
 
 @pytest.mark.parametrize(("world", "workspace_bytes"), [(1, 1), (2, 1 << 20), (3, 1)])
 def test_sharded_equals_the_procedure(world, workspace_bytes):
-    results = run_ranks(world, run_sharded, workspace_bytes)
-    for case in MARGINS:
-        losses, grads, weights = run_slowly(case)
-        ranks = [result[case] for result in results]
-        for found, *_ in ranks:
-            np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=case)
-        torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.cat([found[2] for found in ranks]), weights, rtol=1e-4, atol=1e-5)
+    assert_same(run_ranks(world, run_sharded, workspace_bytes), MARGINS, run_slowly)
 
 
 def test_an_anchor_stands_for_one_identity_of_a_batch():

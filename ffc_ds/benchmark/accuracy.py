@@ -1,0 +1,183 @@
+"""Comparison of systems by the accuracy that the same budget of training reaches, over several seeds."""
+
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from ffc_ds.benchmark.dot_chart import dot_chart
+from ffc_ds.benchmark.report import how_it_was_made, markdown_table
+from ffc_ds.errors import UserError
+from ffc_ds.tracking import read_metrics
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run: its settings beside those of the recipe's `every`, as JSON, and a seed."""
+
+    settings: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Settings decide it, so what two experiments have in common is run once."""
+        digest = hashlib.sha256(self.settings.encode()).hexdigest()[:8]
+        return f"{json.loads(self.settings).get('head.name', 'ffc')}-{digest}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table: its title and the cells of each line, by label."""
+
+    title: str
+    lines: dict[str, list[Cell]]
+
+
+def run_accuracy(
+    recipe: str = "launch/recipes/accuracy_generated.yaml",
+    settings: tuple[str, ...] = (),
+    ranks: int = 2,
+    output: str = "docs/results",
+    work: str = "runs/accuracy",
+) -> None:
+    """Train every system with the same net, data, images and seeds, and compare what they learn.
+
+    What a cell of the tables found lies in OUTPUT/RECIPE/CELL.json as soon as it ends, and is not run again: the
+    command can be stopped and started at will. It writes OUTPUT/RECIPE.md and a figure.
+
+    Args:
+        recipe: `every`, settings of all cells; `experiments`, by title `seeds` and `cells`, by label their settings.
+        settings: further ones for all runs, as data.train=PATH; they do not tell cells apart.
+        ranks: processes of each run.
+        output: folder of the results.
+        work: folder of the runs.
+
+    Raises:
+        UserError: a recipe of another form or, with the end of its log, a run that failed.
+    """
+    every, experiments = read_recipe(Path(recipe))
+    name = Path(recipe).stem
+    results = Path(output) / name
+    results.mkdir(parents=True, exist_ok=True)
+    # seed by seed within a table, so that it is there early, with few seeds at first
+    by_seed = (zip_longest(*each.lines.values()) for each in experiments)
+    cells = [cell for cell in dict.fromkeys(cell for table in by_seed for line in table for cell in line) if cell]
+    missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
+    for cell in tqdm(missing, desc="cells", initial=len(cells) - len(missing), total=len(cells)):
+        found = _train(cell, every, Path(work) / name / cell.name, ranks, settings)
+        aside = results / f"{cell.name}.unfinished"
+        aside.write_text(json.dumps(found, indent=1))
+        aside.rename(results / f"{cell.name}.json")
+        write_tables(name, experiments, Path(output), ranks)
+    write_tables(name, experiments, Path(output), ranks)
+
+
+def read_recipe(path: Path) -> tuple[dict, list[Experiment]]:
+    """Settings of all cells and the experiments, in order. Raises UserError."""
+    try:
+        recipe = yaml.safe_load(path.read_text())
+        experiments = [
+            Experiment(title, _lines(each["seeds"], each["cells"])) for title, each in recipe["experiments"].items()
+        ]
+        return recipe["every"], experiments
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no recipe of a comparison ({type(error).__name__}: {error}): it needs `every`, a mapping of "
+            "settings, and `experiments`, by title with `seeds`, a number, and `cells`, by label their settings."
+        ) from None
+
+
+def _lines(seeds: int, cells: dict[str, dict]) -> dict[str, list[Cell]]:
+    settings = {label: json.dumps(own, sort_keys=True) for label, own in cells.items()}
+    return {label: [Cell(own, seed) for seed in range(seeds)] for label, own in settings.items()}
+
+
+def _train(cell: Cell, every: dict, folder: Path, ranks: int, settings: tuple[str, ...]) -> dict:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    own = every | json.loads(cell.settings) | {"output_dir": str(folder), "seed": cell.seed}
+    arguments = [part for key, value in own.items() for part in (f"--{key}", _written(value))]
+    arguments += [f"--{setting}" for setting in settings]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
+    launcher += ["--master_port", str(port)]
+    with open(folder / "log.txt", "w") as log:
+        code = subprocess.run([*launcher, "launch/train.py", *arguments], stdout=log, stderr=log).returncode
+    if code:
+        end = (folder / "log.txt").read_text()[-2000:]
+        raise UserError(f"the run in {folder} ended with code {code}. The end of its log:\n{end}")
+    results = json.loads((folder / "results.json").read_text())
+    if results["trained"]["accuracy"] is None:
+        raise UserError(f"the run in {folder} diverged: its embeddings are not finite. Lower the learning rate.")
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "images_per_second" in line]
+    speed = float(np.median([line["images_per_second"] for line in lines]))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return {
+        "settings": json.loads(cell.settings),
+        "seed": cell.seed,
+        "images_per_second": speed,
+        "memory_gib": lines[-1]["memory_gib"],
+        **{key: results[key] for key in ("trained", "untrained", "steps", "images", "identities", "versions")},
+    }
+
+
+def _written(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: int) -> None:
+    """OUTPUT/NAME.md and NAME.png from the cells that are there."""
+    parts, panels, last = [], {}, None
+    for experiment in experiments:
+        rows, panels[experiment.title] = [], {}
+        for label, cells in experiment.lines.items():
+            paths = [output / name / f"{cell.name}.json" for cell in cells]
+            found = [json.loads(path.read_text()) for path in paths if path.exists()]
+            if found:
+                last = found[-1]
+                rows.append([label, *_row(found)])
+                panels[experiment.title][label] = [100 * each["trained"]["accuracy"] for each in found]
+        if rows:
+            heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "images/s", "memory a rank, GiB", "seeds"]
+            parts.append(f"## {experiment.title}\n\n{markdown_table(heading, rows)}")
+    if last is None:
+        return
+    dot_chart({title: lines for title, lines in panels.items() if lines}, "accuracy, %", output / f"{name}.png")
+    about = (
+        f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {ranks} ranks. "
+        "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
+    )
+    made = how_it_was_made(f"launch/benchmark.py accuracy --recipe launch/recipes/{name}.yaml", last["versions"])
+    text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
+    (output / f"{name}.md").write_text(text + "\n")
+
+
+def _row(found: list[dict]) -> list[str]:
+    trained = [each["trained"] for each in found]
+    accuracy = [100 * each["accuracy"] for each in trained]
+    spread = f" ± {np.std(accuracy, ddof=1):.2f}" if len(found) > 1 else ""
+    return [
+        f"{np.mean(accuracy):.2f}{spread}",
+        _mean([each["tar_at_far"]["0.01"] for each in trained], ".3f"),
+        _mean([each["auc"] for each in trained], ".4f"),
+        _mean([each["images_per_second"] for each in found], ".0f"),
+        _mean([each["memory_gib"] for each in found], ".2f"),
+        str(len(found)),
+    ]
+
+
+def _mean(values: list[float | None], form: str) -> str:
+    return "too few pairs" if None in values else format(np.mean(values), form)

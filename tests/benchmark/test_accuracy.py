@@ -1,0 +1,64 @@
+"""A comparison of two tiny trainings: its tables, what is kept of it, and recipes of another form."""
+
+import json
+
+import pytest
+import yaml
+
+from ffc_ds.benchmark.accuracy import read_recipe, run_accuracy
+from ffc_ds.errors import UserError
+from tests.launched import ROOT, TINY
+
+FFC = {"head.name": "ffc", "head.pool_size": 0.5}
+RECIPE = {
+    "every": {key.removeprefix("--"): value for key, value in zip(TINY[::2], TINY[1::2], strict=True)},
+    "experiments": {
+        "Systems": {"seeds": 2, "cells": {"pool": FFC, "all classes": {"head.name": "full_fc"}}},
+        "Pools": {"seeds": 1, "cells": {"half": FFC}},
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeypatch):
+    folders = {"output": str(tmp_path / "results"), "work": str(tmp_path / "work")}
+    run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+    cells = sorted((tmp_path / "results" / "tiny").glob("*.json"))
+    assert len(cells) == 4  # two systems, two seeds; the other experiment's cell is one of them
+    found = [json.loads(cell.read_text()) for cell in cells]
+    assert all(each["steps"] == 3 and 0 < each["trained"]["accuracy"] <= 1 for each in found)
+    text = (tmp_path / "results" / "tiny.md").read_text()
+    for label in ("## Systems", "| pool |", "| all classes |", "## Pools", "| half |"):
+        assert label in text
+    assert (tmp_path / "results" / "tiny.png").stat().st_size > 1000
+
+    cells[0].unlink()
+    before = {cell: cell.stat().st_mtime_ns for cell in cells[1:]}
+    run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+    assert cells[0].exists() and before == {cell: cell.stat().st_mtime_ns for cell in cells[1:]}
+
+
+def test_a_run_that_fails_says_why(recipe, tmp_path):
+    with pytest.raises(UserError, match="There is no setting head.pool_sise"):
+        run_accuracy(str(recipe), ("head.pool_sise=1",), 1, str(tmp_path / "results"), str(tmp_path / "work"))
+    assert not list((tmp_path / "results" / "tiny").glob("*.json"))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "every: {}", "every: {}\nexperiments: {a: {cells: {}}}", "every: {: :"])
+def test_a_recipe_of_another_form_is_refused(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is no recipe of a comparison"):
+        read_recipe(path)
+
+
+def test_every_recipe_of_the_project_can_be_read():
+    for name, number in (("accuracy_lfw", 38), ("accuracy_generated", 15)):
+        _, experiments = read_recipe(ROOT / "launch" / "recipes" / f"{name}.yaml")
+        assert len({cell for each in experiments for line in each.lines.values() for cell in line}) == number
