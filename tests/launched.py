@@ -65,7 +65,11 @@ def class_state(checkpoint: Path) -> dict[str, np.ndarray]:
     state = {name: _empty(entry) for name, entry in about.items()}
     dcp.load(state, checkpoint_id=str(checkpoint / "class"), no_dist=True)
     with np.load(checkpoint / "host.npz") as host:
-        return {name: value.numpy() for name, value in state.items()} | dict(host)
+        return {name: _array(value) for name, value in state.items()} | dict(host)
+
+
+def _array(value):
+    return value.float().numpy() if value.is_floating_point() else value.numpy()  # numpy has no bf16
 
 
 def _empty(entry):

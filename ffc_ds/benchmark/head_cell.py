@@ -1,0 +1,132 @@
+"""What a cell of the comparison by cost consists of: a head with its class state, batches, and the floor below it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+
+from ffc_ds.benchmark.plain_softmax import PlainSoftmax
+from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.data.randomness import permute
+from ffc_ds.distributed import rank, world_size
+from ffc_ds.errors import UserError
+from ffc_ds.heads import build_head
+from ffc_ds.heads.base import Head
+
+DIM = 512
+AT_ONCE = 8192  # identities put into a pool
+PROCESS = 1 << 30  # bytes of a process beside class state and floor: libraries and workspace
+# Class state in tensors of all class weights, or of one feature a slot: weights and momentum, to which autograd and
+# torch's SGD add more than five (measured), or the features of a slot.
+TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "ffc": HeadConfig.group_size, "plain": 7.5}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """head: "plain" or a name of HeadConfig; dtype and pool_size (ffc) as there; device: "cpu" or "cuda"."""
+
+    head: str
+    identities: int
+    ranks: int
+    dtype: str
+    device: str
+    pool_size: float = 0.0
+
+    @property
+    def name(self) -> str:
+        pool = f"-pool{self.pool_size:g}" if self.head == "ffc" else ""
+        return f"{self.head}{pool}-{self.identities}-ranks{self.ranks}-{self.dtype}-{self.device}"
+
+    @property
+    def config(self) -> HeadConfig:
+        return HeadConfig(self.head, dtype=self.dtype, pool_size=self.pool_size)
+
+    @property
+    def columns(self) -> int:
+        """What a step compares with, on all ranks."""
+        if self.head == "ffc":
+            return round(self.pool_size * self.identities) if self.pool_size <= 1 else int(self.pool_size)
+        if self.head == "partial_fc":
+            return max(1, round(HeadConfig.sample_rate * self.identities))
+        return -(-self.identities // (HeadConfig.group_identities if self.head == "virtual_fc" else 1))
+
+    @property
+    def batch(self) -> int:
+        """Rows of a rank that are compared at once: both views of 32, or one of the views of 128 of ffc."""
+        return 128 if self.head == "ffc" else 64
+
+    @property
+    def view_rows(self) -> int:
+        return self.batch if self.head == "ffc" else self.batch // 2
+
+
+def refuse(cell: Cell, device: torch.device) -> None:
+    """Raise UserError for a cell that has fewer columns than a batch may need, or is too large for the memory."""
+    rows = cell.batch * cell.ranks
+    if cell.head in ("ffc", "virtual_fc") and cell.columns < rows:
+        raise UserError(f"a batch may need {rows} columns")
+    kept = cell.identities if cell.head == "partial_fc" else cell.columns
+    numbers = TENSORS[cell.head] * kept * DIM
+    numbers += cell.columns * (rows if cell.head == "ffc" else rows + DIM)  # the floor's logits and weight gradient
+    needed = numbers * getattr(torch, cell.dtype).itemsize // cell.ranks + PROCESS
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // cell.ranks
+    if needed > free:
+        raise UserError(f"needs {needed / 2**30:,.1f} GiB on each rank")
+
+
+def head_of(cell: Cell, device: torch.device) -> Head:
+    """The head, its memory in use from the start as it would be after many steps, its pool full."""
+    if cell.head == "plain":
+        return PlainSoftmax(cell.identities, DIM, getattr(torch, cell.dtype), device)
+    rows = cell.view_rows * cell.ranks
+    head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, rows, device, seed=0)
+    for shard in head.shards().values():
+        shard.local.mul_(1)  # the system gives memory to zeros only when they are written
+    for start in range(0, cell.columns if cell.head == "ffc" else 0, AT_ONCE):
+        chosen = permute(np.arange(start, min(start + AT_ONCE, cell.columns)), cell.identities, key=0)
+        head.prefill(chosen, _unit_features((len(chosen),), start, device))
+    return head
+
+
+def batch_of(cell: Cell, number: int, device: torch.device):
+    """Arguments of `Head.loss`. For ffc two thirds of the rows show the same identities in both views, as in the dual
+    loader's batches."""
+    shape = (2, cell.view_rows * cell.ranks)
+    identities = np.random.default_rng(number).integers(0, cell.identities, shape)
+    probe, gallery = (
+        _unit_features((2, cell.view_rows), (2 * number + net) * cell.ranks + rank(), device) for net in (0, 1)
+    )
+    if cell.head == "ffc":
+        shared = 2 * shape[1] // 3
+        identities[1, :shared] = identities[0, :shared]
+    return probe.requires_grad_(), identities, gallery
+
+
+def _unit_features(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, DIM, generator=generator), dim=-1).to(device)
+
+
+def floor_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]:
+    """The matrix products that this rank cannot do without, on the head's own class state, nothing else."""
+    shards = head.shards()
+    weights = shards["pool"].local[0] if cell.head == "ffc" else shards["weights"].local
+    weights = weights[: -(-cell.columns // world_size())]
+    features = _unit_features((cell.batch * cell.ranks,), 0, device).to(weights.dtype)
+    logits = weights.new_empty(len(features), len(weights))
+    pull = torch.empty_like(features)
+    trained = cell.head != "ffc"
+    grad = torch.empty_like(weights) if trained else None
+
+    def products():
+        for _ in range(1 if trained else 2):
+            torch.mm(features, weights.T, out=logits)
+            torch.mm(logits, weights, out=pull)
+        if trained:
+            torch.mm(logits.T, features, out=grad)
+
+    return products

@@ -1,0 +1,106 @@
+"""The step of a head and its floor, timed in turn in processes of their own, and the memory that the head takes."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import multiprocessing as mp
+
+from ffc_ds.benchmark.head_cell import Cell, batch_of, floor_of, head_of, refuse
+from ffc_ds.benchmark.report import cores, this_machine
+from ffc_ds.distributed import all_reduce, barrier, together
+from ffc_ds.errors import UserError
+from ffc_ds.heads.base import Head
+
+LEARNING_RATE = 0.1
+WARM_UP = 3  # steps, the first of which set up workspaces and state
+
+
+def measure_in_processes(cell: Cell, repeats: int, path: Path, about: dict) -> None:
+    """Write what was found, the cell, and `about` to `path`; "skipped" and the reason if it cannot be measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_on_rank, (cell, repeats, f"file://{folder}/store", path, about), nprocs=cell.ranks)
+
+
+def _on_rank(rank, cell, repeats, store, path, about):
+    torch.set_num_threads(max(1, cores() // cell.ranks))
+    device = torch.device(cell.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    if cell.ranks > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=store, rank=rank, world_size=cell.ranks)
+    try:
+        found = measure(cell, repeats, device)
+    except UserError as error:
+        found = {"skipped": str(error)}
+    if rank == 0:
+        aside = path.with_suffix(".unfinished")
+        aside.write_text(json.dumps(asdict(cell) | found | about | {"machine": this_machine(cell.device)}, indent=1))
+        aside.replace(path)
+    if cell.ranks > 1:
+        dist.destroy_process_group()
+
+
+def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
+    together(lambda: refuse(cell, device))
+    before = _peak(device)
+    head = head_of(cell, device)
+    for number in range(WARM_UP):
+        _step(head, *batch_of(cell, number, device))
+    memory = torch.tensor([_peak(device), before], dtype=torch.float64, device=device) / 2**30
+    floor = floor_of(cell, head, device)
+    floor()
+    times = []
+    for number in range(WARM_UP, WARM_UP + repeats):
+        step = partial(_step, head, *batch_of(cell, number, device))
+        times.append([_seconds(step, device), _seconds(floor, device)])
+    times = all_reduce(torch.tensor(times, dtype=torch.float64, device=device), dist.ReduceOp.MAX).cpu().numpy()
+    peak, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
+    return {
+        "columns": cell.columns,
+        "step_ms": 1000 * np.median(times[:, 0]),
+        "floor_ms": 1000 * np.median(times[:, 1]),
+        "ratio": np.median(times[:, 0] / times[:, 1]),
+        "peak_gib": peak,
+        "own_gib": peak - before,
+        "repeats": repeats,
+    }
+
+
+def _step(head: Head, probe, identities, gallery) -> None:
+    loss, _ = head.loss(probe, identities, gallery)
+    loss.backward()
+    head.step(True, LEARNING_RATE)
+
+
+def _seconds(action: Callable[[], None], device: torch.device) -> float:
+    """Wall clock of `action`, which all ranks begin together."""
+    barrier()
+    _wait(device)
+    start = perf_counter()
+    action()
+    _wait(device)
+    return perf_counter() - start
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes in use so far: of the device's memory, or resident in that of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # A child's ru_maxrss would begin at what its parent had.
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -1,0 +1,154 @@
+"""Comparison of heads by cost: step time, its ratio to the floor of matrix products, memory, over identities."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
+from matplotlib.figure import Figure
+
+from ffc_ds.benchmark.head_cell import Cell
+from ffc_ds.benchmark.head_timing import measure_in_processes
+from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command
+from ffc_ds.errors import UserError
+from ffc_ds.evaluation.figures import DPI
+
+HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc")
+ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
+features of 512 numbers and random labels: 64 rows a rank (`ffc`: two views of 128, K = 3, the pool full). The floor is
+the matrix products that the same step cannot do without, measured in turn with it. Times are medians over the
+repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank after a few
+steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd."""
+
+Count = restricted_number_type("Count", float, (">=", 1), docstring="A number, written 1e6 or 1000000.")
+
+
+def run_heads(
+    sizes: tuple[Count, ...] = (1e4, 1e5, 1e6),
+    ranks: tuple[PositiveInt, ...] = (1, 2),
+    heads: tuple[str, ...] = HEADS,
+    pools: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1),
+    dtype: str = "float32",
+    device: str = "auto",
+    repeats: PositiveInt = 15,
+    output: str = "docs/results",
+    again: bool = False,
+) -> None:
+    """Measure step time, floor and memory of every head, in processes of their own.
+
+    What a cell gave lies in OUTPUT/heads as soon as it ends, and a cell that is there is not measured again, so the
+    command can be stopped and started at will. OUTPUT/heads.md and heads_cost.png show all cells of that folder.
+    Raises UserError for what is not there: a head, a type, a device.
+
+    Args:
+        sizes: Numbers of identities.
+        ranks: Numbers of processes; on GPUs at most as many as there are, on a CPU they share its cores.
+        heads: Some of plain, full_fc, partial_fc, virtual_fc, ffc; plain is measured on one rank only.
+        pools: Pool sizes of ffc: up to 1 a share of the identities, above it a number of slots.
+        dtype: Type of the class state and of the products with it: float32 or bfloat16.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        repeats: How often each step is timed.
+        output: Folder of the results.
+        again: Measure cells anew that are there.
+    """
+    from ffc_ds.report import versions  # imports DeepSpeed
+
+    device = _check(heads, dtype, device)
+    folder = Path(output) / "heads"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"command": this_command(), "versions": versions()}
+    for cell in _cells(sizes, ranks, heads, pools, dtype, device):
+        path = folder / f"{cell.name}.json"
+        if again or not path.exists() or "skipped" in json.loads(path.read_text()):
+            measure_in_processes(cell, repeats, path, about)
+            print("  ".join(_row(json.loads(path.read_text()))), flush=True)
+    write_heads(Path(output))
+
+
+def _check(heads, dtype, device) -> str:
+    """The device that is meant. Raises UserError."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    choices = [(head, "--heads", HEADS) for head in heads]
+    choices += [(dtype, "--dtype", ("float32", "bfloat16")), (device, "--device", ("auto", "cpu", "cuda"))]
+    for chosen, option, known in choices:
+        if chosen not in known:
+            raise UserError(f"{option} {chosen}: choose from {', '.join(known)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here. Use --device cpu.")
+    return device
+
+
+def _cells(sizes, ranks, heads, pools, dtype, device) -> list[Cell]:
+    """Small ones first."""
+    cells = []
+    for size, world, head in product(sorted(sizes), ranks, heads):
+        if head == "plain" and world > 1 or device == "cuda" and world > torch.cuda.device_count():
+            continue
+        fitting = [pool for pool in pools if pool <= size] if head == "ffc" else [0.0]
+        cells += [Cell(head, round(size), world, dtype, device, pool) for pool in fitting]
+    return cells
+
+
+def write_heads(output: Path) -> None:
+    """OUTPUT/heads.md and OUTPUT/heads_cost.png from the cells in OUTPUT/heads."""
+    found = [json.loads(path.read_text()) for path in sorted((output / "heads").glob("*.json"))]
+    found.sort(key=lambda cell: (cell["identities"], cell["ranks"], HEADS.index(cell["head"]), cell["pool_size"]))
+    parts = ["# Cost of the heads", ABOUT, "![cost against identities](heads_cost.png)"]
+    panels = {}
+    heading = [
+        "head",
+        "ranks",
+        "identities",
+        "columns",
+        "step, ms",
+        "floor, ms",
+        "ratio",
+        "peak, GiB",
+        "of the head, GiB",
+    ]
+    for machine, dtype in dict.fromkeys((cell["machine"], cell["dtype"]) for cell in found):
+        cells = [cell for cell in found if (cell["machine"], cell["dtype"]) == (machine, dtype)]
+        panels[f"{machine}, {dtype}"] = [cell for cell in cells if "skipped" not in cell]
+        parts += [f"## {machine}, {dtype}", markdown_table(heading, map(_row, cells))]
+        made = [how_it_was_made(cell["command"], cell["versions"], machine) for cell in cells]
+        parts += dict.fromkeys(made)
+    (output / "heads.md").write_text("\n\n".join(parts) + "\n")
+    draw_cost({title: cells for title, cells in panels.items() if cells}, output / "heads_cost.png")
+
+
+def _row(cell: dict) -> list[str]:
+    about = [_system(cell), str(cell["ranks"]), f"{cell['identities']:,}"]
+    if "skipped" in cell:
+        return [*about, "", cell["skipped"], *[""] * 4]
+    times = (f"{cell[key]:,.{1 if cell[key] < 100 else 0}f}" for key in ("step_ms", "floor_ms"))
+    return [*about, f"{cell['columns']:,}", *times, *(f"{cell[key]:.2f}" for key in ("ratio", "peak_gib", "own_gib"))]
+
+
+def _system(cell: dict) -> str:
+    if cell["head"] != "ffc":
+        return cell["head"]
+    pool = cell["pool_size"]
+    return f"ffc, pool {100 * pool:g} %" if pool <= 1 else f"ffc, pool {pool:,.0f}"
+
+
+def draw_cost(panels: dict[str, list[dict]], path: Path) -> None:
+    """Draw step time and memory over identities, a row of panels for each machine, on the fewest ranks measured."""
+    figure = Figure(figsize=(10, 0.6 + 3.6 * max(len(panels), 1)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 2, squeeze=False)
+    for (title, cells), (time, memory) in zip(panels.items(), all_axes, strict=True):
+        ranks = min(cell["ranks"] for cell in cells)
+        cells = sorted(cells, key=lambda cell: (HEADS.index(cell["head"]), cell["pool_size"], cell["identities"]))
+        for system in dict.fromkeys(map(_system, cells)):
+            line = [cell for cell in cells if (_system(cell), cell["ranks"]) == (system, ranks)]
+            for axes, key in ((time, "step_ms"), (memory, "own_gib")):
+                axes.plot([cell["identities"] for cell in line], [cell[key] for cell in line], "o-", label=system)
+        time.set(ylabel="step, ms", title=f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}")
+        memory.set(ylabel="memory of the head on a rank, GiB")
+        memory.legend(fontsize=8)
+    for axes in all_axes.flat:
+        axes.set(xscale="log", yscale="log", xlabel="identities")
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI)

@@ -1,0 +1,115 @@
+"""Speed of the data path alone: reading, decoding and collating images, beside bare JPEG decoding."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import simplejpeg
+import torch
+from jsonargparse.typing import PositiveInt
+
+from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command, this_machine
+from ffc_ds.data.decoding import decode_many
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.loader import make_loader
+from ffc_ds.data.loading import Faces, load_faces
+from ffc_ds.data.sampler import Sampler
+from ffc_ds.errors import UserError
+
+ABOUT = """Batches of the dual loader, {batch_size} images of {image_size} x {image_size} pixels, from {data}: the parts
+one after another in one process, then the whole path through worker processes, from the first batch to the last. An
+image that stands in a batch twice is decoded once and counts once. The bare decoding is simplejpeg on the bytes of the
+same batches, in turn with the parts."""
+PARTS = ("plan", "read", "decode", "collate")
+
+
+def run_loader(
+    data: str = "generated:1000:112",
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str = "label",
+    image_size: PositiveInt = 112,
+    batch_size: PositiveInt = 192,
+    workers: tuple[PositiveInt, ...] = (1, 2),
+    steps: PositiveInt = 50,
+    output: str = "docs/results",
+) -> None:
+    """Measure images per second of the data path alone, by its parts and by worker.
+
+    Writes OUTPUT/loader.md and loader.json. Raises UserError if the data cannot be used.
+
+    Args:
+        data: Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS.
+        split: Split of it.
+        image_column: Column with the images.
+        label_column: Column with the identity of each image.
+        image_size: Side of the decoded images in pixels.
+        batch_size: Images of a step, both views together.
+        workers: Numbers of worker processes.
+        steps: Batches that are timed.
+        output: Folder of the results.
+    """
+    from ffc_ds.report import versions  # imports DeepSpeed
+
+    faces = load_faces(data, split, image_column, label_column)
+    sampler = Sampler(IdentityIndex.build(faces.labels), batch_size)
+    parts, bare = time_parts(faces, sampler, image_size, steps)
+    paths = {count: time_workers(faces, sampler, image_size, steps, count) for count in workers}
+    found = {"parts": parts, "bare_decoding": bare, "workers": paths}
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "loader.json").write_text(json.dumps(found, indent=1))
+    about = ABOUT.format(batch_size=batch_size, image_size=image_size, data=data)
+    made = how_it_was_made(this_command(), versions(), this_machine("cpu"))
+    (folder / "loader.md").write_text("\n\n".join(["# Speed of the data path", about, *_tables(**found), made]) + "\n")
+
+
+def time_parts(faces: Faces, sampler: Sampler, image_size: int, steps: int) -> tuple[dict[str, float], float]:
+    """Images/s of each part of the path, and of bare decoding. Raises UserError for an image that is no JPEG."""
+    seconds, images = np.zeros((steps + 1, len(PARTS) + 1)), np.zeros(steps + 1)
+    for step in range(steps + 1):
+        stamps = [perf_counter()]
+        plan = sampler.plan(step)
+        rows, places = np.unique(plan.images, return_inverse=True)
+        stamps.append(perf_counter())
+        encoded = faces.encoded(rows)
+        stamps.append(perf_counter())
+        pixels = decode_many(encoded, image_size)
+        stamps.append(perf_counter())
+        torch.from_numpy(pixels[places.reshape(plan.images.shape)])
+        stamps.append(perf_counter())
+        _decode_bare(encoded, image_size, faces.name)
+        stamps.append(perf_counter())
+        seconds[step], images[step] = np.diff(stamps), len(rows)
+    # the first step opens files
+    *parts, bare = (images[1:].sum() / seconds[1:].sum(0)).tolist()
+    return dict(zip(PARTS, parts, strict=True)), bare
+
+
+def _decode_bare(encoded: list[bytes], image_size: int, name: str) -> None:
+    try:
+        for one in encoded:
+            simplejpeg.decode_jpeg(one, min_height=image_size, min_width=image_size)
+    except ValueError as error:
+        raise UserError(f"{name} holds images that simplejpeg cannot decode ({error}): compare on JPEGs.") from None
+
+
+def time_workers(faces: Faces, sampler: Sampler, image_size: int, steps: int, workers: int) -> float:
+    """Images/s of the whole path through worker processes."""
+    arrivals = []
+    for _ in make_loader(faces, sampler, image_size, 0, 1, 1, 0, steps + 1, workers):
+        arrivals.append(perf_counter())
+    images = sum(len(np.unique(sampler.plan(step).images)) for step in range(1, steps + 1))
+    return images / (arrivals[-1] - arrivals[0])
+
+
+def _tables(parts: dict[str, float], bare_decoding: float, workers: dict[int, float]) -> list[str]:
+    whole = 1 / sum(1 / rate for rate in parts.values())
+    rates = parts | {"together": whole, "bare JPEG decoding": bare_decoding}
+    rows = [[name, f"{rate:,.0f}", f"{100 * whole / rate:.1f} %"] for name, rate in rates.items()]
+    split = markdown_table(["part", "images/s", "share of the time"], rows)
+    heading = ["worker processes", "images/s", "images/s of a worker", "of bare decoding"]
+    each = ((count, rate, rate / count) for count, rate in workers.items())
+    lines = [[str(n), f"{rate:,.0f}", f"{own:,.0f}", f"{100 * own / bare_decoding:.0f} %"] for n, rate, own in each]
+    return [split, markdown_table(heading, lines)]

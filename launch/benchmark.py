@@ -1,0 +1,54 @@
+"""Compare: the cost of the heads, what they learn, the speed of the data path.
+
+python launch/benchmark.py heads [--sizes 1e4 1e5 1e6] [--ranks 1 2] [--dtype bfloat16] [--device cuda]
+python launch/benchmark.py heads --sizes 1e6 1e7 1e8 --ranks 1 --heads ffc --pools 1e5
+python launch/benchmark.py accuracy [--recipe launch/recipes/accuracy_lfw.yaml --settings data.train=LFW eval.bin=BIN]
+python launch/benchmark.py loader [--data PATH] [--workers 1 2]
+"""
+
+import inspect
+import sys
+from typing import get_args
+
+import docstring_parser
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ffc_ds.errors import UserError
+from ffc_ds.launching import run_for_user
+
+
+def main(arguments: list[str]) -> None:
+    # Not at the top: the processes whose memory is measured read this file too.
+    from ffc_ds.benchmark.accuracy import run_accuracy
+    from ffc_ds.benchmark.heads import run_heads
+    from ffc_ds.benchmark.loader import run_loader
+
+    commands = {"heads": run_heads, "accuracy": run_accuracy, "loader": run_loader}
+    try:
+        settings = _parser(commands).parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
+    commands[settings.subcommand](**settings[settings.subcommand].as_dict())
+
+
+def _parser(commands) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, description="Measure, and write tables and figures.")
+    subcommands = parser.add_subcommands()
+    for name, function in commands.items():
+        about = docstring_parser.parse_from_object(function)
+        helps = {each.arg_name: each.description for each in about.params}
+        command = ArgumentParser(exit_on_error=False, description=about.short_description)
+        parameters = inspect.signature(function).parameters.values()
+        special = {each.name: each for each in parameters if each.annotation is bool or get_args(each.annotation)}
+        command.add_function_arguments(function, skip=set(special))
+        for key, each in special.items():
+            form = {"action": "store_true"}
+            if each.annotation is not bool:  # a tuple, written as several values
+                form = {"nargs": "+", "type": get_args(each.annotation)[0], "default": list(each.default)}
+            command.add_argument(f"--{key}", help=helps[key], **form)
+        subcommands.add_subcommand(name, command, help=about.short_description)
+    return parser
+
+
+if __name__ == "__main__":
+    run_for_user(lambda: main(sys.argv[1:]))
