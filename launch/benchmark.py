@@ -18,23 +18,26 @@ from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
+    try:
+        settings = parser().parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
+    commands()[settings.subcommand](**settings[settings.subcommand].as_dict())
+
+
+def commands() -> dict:
     # Not at the top: the processes whose memory is measured read this file too.
     from ffc_ds.benchmark.accuracy import run_accuracy
     from ffc_ds.benchmark.heads import run_heads
     from ffc_ds.benchmark.loader import run_loader
 
-    commands = {"heads": run_heads, "accuracy": run_accuracy, "loader": run_loader}
-    try:
-        settings = _parser(commands).parse_args(arguments)
-    except ArgumentError as error:
-        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
-    commands[settings.subcommand](**settings[settings.subcommand].as_dict())
+    return {"heads": run_heads, "accuracy": run_accuracy, "loader": run_loader}
 
 
-def _parser(commands) -> ArgumentParser:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, description="Measure, and write tables and figures.")
     subcommands = parser.add_subcommands()
-    for name, function in commands.items():
+    for name, function in commands().items():
         about = docstring_parser.parse_from_object(function)
         helps = {each.arg_name: each.description for each in about.params}
         command = ArgumentParser(exit_on_error=False, description=about.short_description)

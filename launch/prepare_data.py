@@ -34,7 +34,7 @@ TOOLS = {"inspect": inspect_folder, "push": push}
 
 def main(arguments: list[str]) -> None:
     try:
-        settings = _parser().parse_args([_with_underscores(each) for each in arguments])
+        settings = parser().parse_args([_with_underscores(each) for each in arguments])
     except ArgumentError as error:
         raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
     command = settings.subcommand
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         write_shards(plan(**about), **chosen)
 
 
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, description="Bring a dataset into parquet files.")
     commands = parser.add_subcommands()
     for name, function in (SOURCES | TOOLS).items():

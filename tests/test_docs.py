@@ -1,0 +1,50 @@
+"""The commands in README.md and docs/ are ones that the scripts take, and links between the pages lead somewhere."""
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+
+from tests.launched import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"launch/(\w+)\.py\s+([^'\[]*)")
+
+
+def commands():
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := COMMAND.search(line):
+                    yield pytest.param(found[1], found[2].replace("...", ""), id=f"{page.stem}: {found[0][:60]}")
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parsers():
+    from ffc_ds.config import parse_config
+    from ffc_ds.evaluation.settings import parse_settings
+    from ffc_ds.planning.settings import parse_settings as parse_plan
+
+    by_script = {"train": parse_config, "evaluate": parse_settings, "plan": parse_plan}
+    return by_script | {name: script(name).parser().parse_args for name in ("prepare_data", "export", "benchmark")}
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(commands()))
+def test_commands_are_understood(name, arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if "--help" not in arguments:
+        parsers()[name](shlex.split(arguments, comments=True))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
