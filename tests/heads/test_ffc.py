@@ -212,3 +212,11 @@ def test_one_picture_as_both_views_is_finite_with_arc():
     loss, _ = head.loss(feature, np.stack([np.arange(ROWS)] * 2), feature.detach())
     (grad,) = torch.autograd.grad(loss, feature)
     assert loss.isfinite() and grad.isfinite().all()
+
+
+def test_a_bf16_pool_stays_near_fp32():
+    exact, rounded = (run_sharded(settings_of(dtype=dtype), 13, 7, 30, False) for dtype in ("float32", "bfloat16"))
+    assert rounded[2].dtype == torch.bfloat16
+    np.testing.assert_allclose(rounded[0], exact[0], rtol=2e-2)
+    assert F.cosine_similarity(rounded[1].flatten(), exact[1].flatten(), dim=0) > 0.999
+    torch.testing.assert_close(rounded[2].float(), exact[2], rtol=0, atol=4e-3)
