@@ -1,0 +1,118 @@
+"""What each head takes of a GPU in a step: memory, arithmetic, bytes to send; the formulas follow `ffc_ds.heads`."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ffc_ds.heads import STATES
+from ffc_ds.heads.softmax import column_blocks
+from ffc_ds.planning.settings import PlanSettings
+
+CUDA = torch.device("cuda")
+BFLOAT16_UPDATE = {"sgd": 18, "adamw": 26}  # bytes a number of bf16 rows: fp32 copies and random bits
+ID_SHARE = 2 / 3  # data.id_share: rows of identities that the pool has just taken in
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Bytes on each GPU (`state`, `optimizer`, `workspace`, `features`), `flops` and bytes `sent` of a step, bytes of
+    `host` memory for each GPU, and why the head would refuse these settings, if it would."""
+
+    state: float = 0.0
+    optimizer: float = 0.0
+    workspace: float = 0.0
+    features: float = 0.0
+    flops: float = 0.0
+    sent: float = 0.0
+    host: float = 0.0
+    gallery: bool = False
+    refusal: str | None = None
+
+
+def head_cost(settings: PlanSettings, device: torch.device = CUDA) -> HeadCost:
+    """The cost of `settings.head`, which is one of them here, with the blocks that it has on such a device."""
+    return {"ffc": _ffc, "metric": _metric}.get(settings.head, _class_weights)(settings, device)
+
+
+def _class_weights(settings, device):
+    """full_fc, partial_fc and virtual_fc: see class_softmax.py and class_optimizer.py."""
+    dim, rows, size = settings.embedding_size, settings.rows, getattr(torch, settings.head_dtype).itemsize
+    classes = int(settings.identities)
+    if settings.head == "virtual_fc":
+        classes = -(-classes // settings.group_identities)
+    own = -(-classes // settings.gpus)
+    sampled = settings.head == "partial_fc"
+    columns = math.ceil(settings.sample_rate * own) + settings.batch_size if sampled else own
+    workspace = settings.workspace_mb << 20
+    kept = 4 * rows * columns <= workspace
+    width = next(column_blocks(columns, rows, dim, workspace, device)).stop
+    states, on_host, half = STATES[settings.class_optimizer], settings.class_memory == "host", size == 2
+    # Logits are fp32; half precision multiplies the class rows by a copy of them, which is kept with them.
+    logits = rows * (columns * (6 if half else 4) if kept else 4 * width)
+    # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
+    block = 8 + (size * (1 + states) if sampled else 0) + (4 * states if on_host else 0)
+    updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 4 * (settings.class_optimizer == "adamw")
+    passing = max(updated * dim, 2 * rows if half and not kept else 0)
+    drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
+    refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)
+    return HeadCost(
+        state=size * own * dim,
+        optimizer=0 if on_host else size * states * own * dim,
+        workspace=logits + width * (block * dim + passing) + drawn,
+        # in fp32: features of all ranks, two factors and two gradients of theirs; three more are of this rank's rows
+        features=(5 + 3 / settings.gpus) * 4 * rows * dim,
+        flops=(6 if kept else 8) * rows * columns * dim,
+        sent=_gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + _reduced(settings, 12 * rows),
+        host=size * states * own * dim if on_host else 0,
+        refusal=f"{classes:,} anchors for a batch of {rows:,} images" if refused else None,
+    )
+
+
+def _ffc(settings, device):
+    """Two passes over half the rows each: see ffc.py and pool_loss.py."""
+    dim, size, slots = settings.embedding_size, getattr(torch, settings.head_dtype).itemsize, settings.slots
+    rows, own, matrices = settings.rows // 2, -(-slots // settings.gpus), settings.group_size
+    width = next(column_blocks(own, rows, dim, settings.workspace_mb << 20, device), slice(0, 0)).stop
+    hardest = min(max(int(2e-4 * slots), 3), 10)
+    fresh = rows * (1 - ID_SHARE) * (1 - min(1, slots / settings.identities))
+    vectors = _reduced(settings, 3 * 4 * matrices * rows) + _gathered(settings, 4 * matrices * fresh * hardest)
+    # in fp32: features, gradients and sums of the common columns, sums of the special ones, and their own centers
+    tensors = 4 + matrices + 3 * matrices / settings.gpus
+    return HeadCost(
+        state=size * matrices * own * dim,
+        # a block of cosines goes only when the next one is there
+        workspace=rows * (4 * min(2 * width, own) + (2 * width if size == 2 else 0)),
+        features=tensors * 4 * rows * dim,
+        flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
+        sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
+        host=index_bytes(slots),
+        gallery=True,
+        refusal=f"a pool of {slots:,} slots for a view of {rows:,} images" if slots < rows else None,
+    )
+
+
+def index_bytes(slots: int) -> int:
+    """Host memory of `PoolIndex` of that many slots, the same on every rank."""
+    return 30 * slots + 4 * 1024 + (4 << max(4, (4 * slots - 1).bit_length()))
+
+
+def _metric(settings, device):
+    """Multi-similarity: pytorch-metric-learning 2.9 makes 18 matrices of all pairs of a batch."""
+    dim, rows = settings.embedding_size, settings.rows
+    return HeadCost(
+        workspace=18 * 4 * rows**2,
+        features=6 * 4 * rows * dim,
+        flops=6 * rows**2 * dim,
+        sent=_gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim),
+    )
+
+
+def _gathered(settings, total):
+    """Bytes that each rank sends to gather `total` bytes around a ring."""
+    return total * (1 - 1 / settings.gpus)
+
+
+def _reduced(settings, total):
+    """Bytes that each rank sends to all-reduce `total` bytes around a ring."""
+    return 2 * total * (1 - 1 / settings.gpus)

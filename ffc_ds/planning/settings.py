@@ -1,0 +1,117 @@
+"""What a plan is asked for, and how that is read from the command line."""
+
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from ffc_ds.errors import UserError
+
+HEADS = ("ffc", "full_fc", "partial_fc", "virtual_fc", "metric")
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """A run and the GPUs for it. Settings that train.py has too mean the same as there."""
+
+    identities: float
+    """Number of identities, such as 100e6."""
+    images: float
+    """Number of images, such as 1e9."""
+    gpus: int
+    """GPUs, one rank each."""
+    gpu_memory: float = 80.0
+    """Memory of a GPU, GiB."""
+    gpus_per_node: int = 8
+    """GPUs that share a host."""
+    head: Literal["all", "ffc", "full_fc", "partial_fc", "virtual_fc", "metric"] = "all"
+    """head.name, or all of them side by side."""
+    backbone: str = "iresnet50"
+    """model.name."""
+    image_size: int = 112
+    """model.image_size."""
+    embedding_size: int = 512
+    """model.embedding_size."""
+    batch_size: int = 128
+    """Images per GPU and step, of both views together: data.batch_size divided by the GPUs."""
+    zero: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """What the backbone computes in."""
+    bucket_size: float = 5e8
+    """zero_optimization.reduce_bucket_size of the ds_config, in numbers; this is DeepSpeed's default."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """optim.name."""
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
+    """head.dtype."""
+    workspace_mb: int = 256
+    """head.workspace_mb."""
+    class_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """class_optim.name."""
+    class_memory: Literal["device", "host"] = "device"
+    """class_optim.memory."""
+    sample_rate: float = 0.1
+    """head.sample_rate."""
+    group_identities: int = 100
+    """head.group_identities."""
+    pool_size: float = 0.1
+    """head.pool_size: up to 1 a share of the identities, above it a number."""
+    group_size: int = 3
+    """head.group_size."""
+    workers: int = 1
+    """data.workers."""
+    matrix_tflops: float | None = None
+    """Rate of matrix products in dtype on one GPU, TFLOP/s; the images/s follow from it."""
+    measure: bool = False
+    """Measure that rate on this machine."""
+    bandwidth: float | None = None
+    """Rate at which a GPU sends to the others, GB/s; without it sending is taken to cost no time."""
+
+    @property
+    def rows(self) -> int:
+        """Images of one step on all GPUs."""
+        return self.batch_size * self.gpus
+
+    @property
+    def slots(self) -> int:
+        """Slots of the pool."""
+        return round(self.pool_size * self.identities) if self.pool_size <= 1 else int(self.pool_size)
+
+
+def parse_settings(arguments: list[str]) -> PlanSettings:
+    """Settings from `--name value`; names may be written with dashes. Raises UserError."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, description="Plan a run before there are GPUs for it.")
+    parser.add_class_arguments(PlanSettings, skip={"measure"})
+    parser.add_argument("--measure", action="store_true", help="Measure that rate on this machine.")
+    try:
+        settings = parser.parse_args([_with_underscores(argument) for argument in arguments])
+    except ArgumentError as error:
+        raise UserError(
+            f"The plan cannot be made: {' '.join(str(error).split())} (--help shows all settings)"
+        ) from None
+    settings = PlanSettings(**settings.as_dict())
+    _check(settings)
+    return settings
+
+
+def _check(settings):
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if entry.name not in ("zero", "workers", "measure") and isinstance(value, int | float) and not 0 < value < inf:
+            raise UserError(f"--{entry.name} is {value}; it must be a number above 0.")
+    if settings.identities < 2:
+        raise UserError(f"--identities is {settings.identities:g}; it must be at least 2.")
+    if settings.workers < 0:
+        raise UserError(f"--workers is {settings.workers}; it must not be below 0.")
+    if settings.sample_rate > 1:
+        raise UserError(f"--sample_rate is {settings.sample_rate}; it must be at most 1.")
+    if settings.batch_size % 2:
+        raise UserError(f"--batch_size is {settings.batch_size}; it must be even, half for each view.")
+
+
+def _with_underscores(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
