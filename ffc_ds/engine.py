@@ -19,7 +19,7 @@ from deepspeed.utils import logger
 from torch import Tensor, nn
 
 from ffc_ds.config import Config
-from ffc_ds.distributed import TIMEOUT, all_reduce, together, world_size
+from ffc_ds.distributed import TIMEOUT, all_reduce, barrier, rank, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.models.gallery import Gallery
 
@@ -40,6 +40,7 @@ def init_distributed() -> torch.device:
     accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", 0))
     if accelerator.device_name() == "cpu":
         deepspeed.init_distributed(dist_backend="gloo", timeout=TIMEOUT, verbose=False)
+        _unlink_shared_memory()
         return torch.device("cpu")
     if local_rank >= accelerator.device_count():
         raise UserError(f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators.")
@@ -47,6 +48,13 @@ def init_distributed() -> torch.device:
     accelerator.set_device(local_rank)
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
     return torch.device(accelerator.device_name(local_rank))
+
+
+def _unlink_shared_memory() -> None:
+    """DeepSpeed's buffers for ranks of one host, 66 MB a rank, would outlive the run; once mapped they need no name."""
+    barrier()
+    job = "_".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{job}_{rank()}").unlink(missing_ok=True)
 
 
 def read_deepspeed_config(config: Config) -> dict:

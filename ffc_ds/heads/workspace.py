@@ -18,6 +18,7 @@ class Workspace:
         length = math.prod(shape)
         memory = self._memory.get((name, dtype))
         if memory is None or len(memory) < length:
+            self._memory[name, dtype] = memory = None  # before there is a larger one
             memory = self._memory[name, dtype] = torch.empty(length, dtype=dtype, device=self.device)
         return memory[:length].view(shape)
 

@@ -40,8 +40,8 @@ class PlanSettings:
     """ZeRO stage."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """What the backbone computes in."""
-    bucket_size: float = 5e8
-    """zero_optimization.reduce_bucket_size of the ds_config, in numbers; this is DeepSpeed's default."""
+    bucket_size: float = 5e7
+    """zero_optimization.reduce_bucket_size of the ds_config, in numbers."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """optim.name."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -22,7 +22,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_all_heads_side_by_side():
-    done = plan(*RUN, "--gpu-memory", "5", "--matrix-tflops", "400", "--bandwidth", "100")
+    done = plan(*RUN, "--gpu-memory", "4", "--matrix-tflops", "400", "--bandwidth", "100")
     assert done.returncode == 0, done.stderr
     lines = {line.strip().split("  ")[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     assert lines["fits"] == ["fits", "no", "no", "no", "yes", "no"]

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -108,18 +109,11 @@ def test_without_a_key_wandb_works_offline(runs):
 
 
 def test_other_heads_loaders_optimizers_and_precisions_run_to_the_end(tmp_path):
-    softmax = (
-        "--head.name",
-        "full_fc",
-        "--data.loader",
-        "instance",
-        "--train.accumulation",
-        "2",
-        "--optim.clip",
-        "1.0",
-    )
+    softmax = ("--head.name", "full_fc", "--data.loader", "instance", "--train.accumulation", "2", "--optim.clip", "1")
+    shared_memory = set(Path("/dev/shm").iterdir())
     train_tiny(2, tmp_path / "softmax", *softmax, "--optim.name", "adamw", "--optim.lr", "1e-3", "--train.steps", "3")
     half = ("--deepspeed", "ds_configs/bf16.json", "--data.loader", "id", "--data.workers", "1", "--train.steps", "3")
+    assert set(Path("/dev/shm").iterdir()) <= shared_memory
     net = ("--model.name", "iresnet18", "--model.overrides", "{width: 0.125}", "--head.preset", "f2c")
     train_tiny(2, tmp_path / "half", *half, *net)
     for name in ("softmax", "half"):
