@@ -1,13 +1,13 @@
 """All settings of a run: one dataclass per concern, filled from a YAML file and then from the command line."""
 
-import difflib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ffc_ds.config_keys import check_keys, known_keys
 from ffc_ds.config_values import check_values
 from ffc_ds.errors import UserError
 
@@ -16,10 +16,13 @@ from ffc_ds.errors import UserError
 class DataConfig:
     """Where images come from and how they are drawn."""
 
-    train: str = "generated:1000:64"
-    """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS."""
+    train: list[str] | str = "generated:1000:64"
+    """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS; or a list, [A, B], of sets that
+    have no identity in common: each keeps its own labels."""
     split: str = "train"
     """Split to train on."""
+    min_images: int = 1
+    """Identities with fewer images are left out."""
     image_column: str = "image"
     """Column with the images."""
     label_column: str = "label"
@@ -34,6 +37,14 @@ class DataConfig:
     """Images of each identity that the id loader draws for a step, an even number."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
+    low_resolution: float = 0.0
+    """Share of the images that are scaled down, to a fifth of their side at most, and up again."""
+    blur: float = 0.0
+    """Share of the images that are blurred."""
+    grey: float = 0.0
+    """Share of the images that lose their colours."""
+    colour: float = 0.0
+    """Share of the images whose brightness, contrast and saturation are changed."""
     workers: int = 1
     """Processes per rank that read and decode images; 0 does it in the training process."""
 
@@ -235,10 +246,7 @@ def _parse(arguments: list[str]) -> Config:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(Config)
-    for argument in arguments:
-        _check_key(argument.split("=")[0])
-    for path in _config_files(arguments):
-        _check_file(path)
+    check_keys(arguments, known_keys(Config))
     try:
         parsed = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
@@ -252,51 +260,6 @@ def _parse(arguments: list[str]) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Write every setting, so that `--config` of the file repeats the run."""
     path.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-
-
-def known_keys(section=Config, prefix: str = "") -> list[str]:
-    """Every setting as it is written on the command line, without the dashes."""
-    keys = []
-    for entry in fields(section):
-        keys.append(prefix + entry.name)
-        if is_dataclass(entry.type):
-            keys += known_keys(entry.type, f"{prefix}{entry.name}.")
-    return keys
-
-
-def _config_files(arguments: list[str]) -> list[str]:
-    followed = [after for before, after in zip(arguments, arguments[1:], strict=False) if before == "--config"]
-    return followed + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-
-
-def _check_key(argument: str) -> None:
-    if argument.startswith("--") and argument not in ("--config", "--local_rank", "--help"):
-        _complain_unless_known(argument[2:], "on the command line")
-
-
-def _check_file(path: str) -> None:
-    try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no settings; it should look like\n  data:\n    batch_size: 192")
-    for section, content in settings.items():
-        _complain_unless_known(str(section), f"in {path}")
-        if isinstance(content, dict):
-            for key in content:
-                _complain_unless_known(f"{section}.{key}", f"in {path}")
-
-
-def _complain_unless_known(key: str, where: str) -> None:
-    keys = known_keys()
-    if key in keys or key.startswith("model.overrides"):
-        return
-    close = difflib.get_close_matches(key, keys, 1) or difflib.get_close_matches(key.split(".")[-1], keys, 1, 0.4)
-    hint = f" Did you mean {close[0]}?" if close else " See --help for all settings."
-    raise UserError(f"There is no setting {key} ({where}).{hint}")
 
 
 def _apply_preset(head: HeadConfig) -> None:

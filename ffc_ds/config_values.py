@@ -7,6 +7,7 @@ def check_values(config) -> None:
     """Raise UserError, naming the setting, for a number out of its bounds."""
     positive = {
         "data.batch_size": config.data.batch_size,
+        "data.min_images": config.data.min_images,
         "train.accumulation": config.train.accumulation,
         "train.epochs": config.train.epochs,
         "train.steps": 1 if config.train.steps is None else config.train.steps,
@@ -44,6 +45,10 @@ def check_values(config) -> None:
             raise UserError(f"{key} is {value}; it must not be below 0.")
     shares = {
         "data.id_share": config.data.id_share,
+        "data.low_resolution": config.data.low_resolution,
+        "data.blur": config.data.blur,
+        "data.grey": config.data.grey,
+        "data.colour": config.data.colour,
         "head.prefill": config.head.prefill,
         "head.sample_rate": config.head.sample_rate,
         "head.gallery_momentum": config.head.gallery_momentum,
@@ -61,5 +66,8 @@ def check_values(config) -> None:
         raise UserError(
             f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."
         )
+    train = config.data.train
+    if not train or (isinstance(train, list) and len(set(train)) < len(train)):
+        raise UserError(f"data.train is {train}; it must be the name of a dataset, or a list of different ones.")
     if len(config.head.combined) != 3:
         raise UserError(f"head.combined has {len(config.head.combined)} numbers; it must be [m1, m2, m3].")

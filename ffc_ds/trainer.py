@@ -14,10 +14,11 @@ from ffc_ds.config import Config, save_config
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.identity_index import load_or_build
 from ffc_ds.data.loader import check_batch_size, make_loader
-from ffc_ds.data.loading import has_split, load_faces
+from ffc_ds.data.loading import has_split
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import barrier, first_rank_first, rank, together, world_size
+from ffc_ds.data.training_faces import TrainingFaces, load_sets
+from ffc_ds.distributed import all_reduce, barrier, first_rank_first, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.engine import Engine, init_distributed
 from ffc_ds.errors import UserError, shared
@@ -63,6 +64,7 @@ class Trainer:
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.meter = Meter(data.batch_size)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
+        self.replaced, self.told = 0, set()
         together(lambda: wandb_mode(config.tracking.wandb))
         wandb_id = self._resume()
         together(self._make_folder)
@@ -93,14 +95,26 @@ class Trainer:
     def _loss(self, batch, seed):
         """Features of both views by the nets, and what the head makes of them."""
         torch.manual_seed(int(seed) >> 1)  # dropout, with no state to save
-        images, flips, shifts = (
-            tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.flips, batch.shifts)
-        )
-        inputs = to_input(images, flips, shifts, self.config.data.shift, self.engine.dtype)
+        self._tell_replaced(batch.replaced)
+        images = batch.images.to(self.device, non_blocking=True)
+        flips, random_bytes = to_device(batch.flips, self.device), to_device(batch.bytes, self.device)
+        inputs = to_input(images, flips, random_bytes, self.config.data, self.engine.dtype)
         probe, gallery = self.engine.features(inputs).unflatten(0, (2, -1)), None
         if self.engine.gallery is not None:
             gallery = self.engine.gallery.features(inputs).unflatten(0, (2, -1))
         return self.head.loss(probe, batch.labels, gallery)
+
+    def _tell_replaced(self, replaced):
+        """Count the images that could not be decoded, and say of each once what stands in its place."""
+        self.replaced += len(replaced)
+        for what in replaced:
+            if what not in self.told:
+                self.told.add(what)
+                tqdm.write(f"{what}\n", end="")  # at once, lest ranks write into each other's lines
+
+    def _replaced_images(self) -> int:
+        """Of the whole run, on all ranks."""
+        return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
     def _batches(self):
         size, workers = self.config.model.image_size, self.config.data.workers
@@ -114,6 +128,7 @@ class Trainer:
         self.tracker.advance()
         if done % train.log_every == 0 or last:
             state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "skipped_steps": self.skipped}
+            state["replaced_images"] = self._replaced_images()
             epoch = done * self.sampler.batch_size / len(self.index.images)
             self.tracker.log({"step": done, "epoch": epoch} | self.meter.summary() | state)
         if last or (every and done % every == 0):
@@ -162,27 +177,35 @@ class Trainer:
         data, evaluation = self.config.data, self.config.eval
         cache = Path(datasets.config.HF_DATASETS_CACHE) / "ffc_ds"
 
-        def opened(split):
-            faces = load_faces(data.train, split, data.image_column, data.label_column)
+        def opened(names, split):
+            faces = load_sets(names, split, data.image_column, data.label_column)
             return faces, load_or_build(faces.labels, faces.fingerprint, cache)
 
-        self.faces, self.index = first_rank_first(lambda: opened(data.split))
+        faces, index = first_rank_first(lambda: opened(data.train, data.split))
+        self.index = index if data.min_images == 1 else together(lambda: index.at_least(data.min_images))
+        if rank() == 0 and self.index is not index:
+            left_out = index.identities - self.index.identities
+            tqdm.write(f"data.min_images {data.min_images}: {left_out:,} of {index.identities:,} identities left out")
         if evaluation.bin:
             self.pairs = together(lambda: Pairs.from_bin(evaluation.bin))
-            return
-        if together(lambda: has_split(data.train, evaluation.split)):
-            faces, held_out = first_rank_first(lambda: opened(evaluation.split))
-            name = faces.name
         else:
-            faces, name = self.faces, f"{evaluation.holdout:.0%} of the identities, held out"
-            self.index, held_out = together(lambda: self.index.split(evaluation.holdout, self.config.seed))
-        self.pairs = together(lambda: Pairs.from_identities(faces, name, held_out, evaluation.pairs, self.config.seed))
+            first = data.train if isinstance(data.train, str) else data.train[0]
+            if together(lambda: has_split(first, evaluation.split)):
+                unseen, held_out = first_rank_first(lambda: opened(first, evaluation.split))
+                name = unseen.name
+            else:
+                unseen, name = faces, f"{evaluation.holdout:.0%} of the identities, held out"
+                self.index, held_out = together(lambda: self.index.split(evaluation.holdout, self.config.seed))
+            seed = self.config.seed
+            self.pairs = together(lambda: Pairs.from_identities(unseen, name, held_out, evaluation.pairs, seed))
+        self.faces = TrainingFaces(faces, self.index)
 
     def _save(self, done):
         self.engine.average_buffers()
         run = {
             "identity": self._identity(),
             "skipped": self.skipped,
+            "replaced": self._replaced_images(),
             "verified": self.verified,
             "meter": self.meter.state(),
             "wandb_id": self.tracker.wandb_id,
@@ -209,6 +232,7 @@ class Trainer:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
         self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
+        self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
         return run["wandb_id"]
 
@@ -217,7 +241,8 @@ class Trainer:
         config = self.config
         model = {f"model.{key}": value for key, value in asdict(config.model).items()}
         head = {f"head.{key}": value for key, value in asdict(config.head).items() if key != "workspace_mb"}
-        drawn = ("batch_size", "loader", "id_share", "images_per_identity", "shift")
+        drawn = ("min_images", "batch_size", "loader", "id_share", "images_per_identity")
+        drawn += ("shift", "low_resolution", "blur", "grey", "colour")
         data = {f"data.{key}": getattr(config.data, key) for key in drawn}
         optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}

@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from ffc_ds.config import Config, known_keys, parse_config, save_config
+from ffc_ds.config import Config, parse_config, save_config
+from ffc_ds.config_keys import known_keys
 from ffc_ds.errors import UserError
 
 
@@ -68,6 +69,6 @@ def test_every_setting_is_explained(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for key in known_keys():
+    for key in known_keys(Config):
         assert f"--{key}" in shown, key
     assert "Where images come from" in shown or "Hub name, folder of parquet files" in shown

@@ -43,7 +43,7 @@ class Experiment:
 
 
 def run_accuracy(
-    recipe: str = "launch/recipes/accuracy_generated.yaml",
+    recipe: str = "launch/comparisons/accuracy_generated.yaml",
     settings: tuple[str, ...] = (),
     ranks: int = 2,
     output: str = "docs/results",
@@ -160,7 +160,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: 
         f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {ranks} ranks. "
         "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
     )
-    made = how_it_was_made(f"launch/benchmark.py accuracy --recipe launch/recipes/{name}.yaml", last["versions"])
+    made = how_it_was_made(f"launch/benchmark.py accuracy --recipe launch/comparisons/{name}.yaml", last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
 

@@ -1,40 +1,71 @@
-"""From uint8 pixels to the network's input, batched on the device."""
+"""From uint8 pixels to the network's input, augmented in batches on the device that holds them.
+
+What happens to an image is in its random bytes. They change values only, never a shape, so the host need not know them.
+"""
 
 import torch
+from torch import Tensor
+
+from ffc_ds.config import DataConfig
+
+# Which of an image's random bytes stand for what: two say whether, one says how much.
+SHIFT, BLUR, LOW_RESOLUTION, GREY, COLOUR = slice(0, 2), 2, 5, 8, 10
+WIDEST = 0.02  # blur: standard deviation, a share of the image's side, from a tenth of this to all of it
+SMALLEST = 0.2  # low resolution: share of the side that is left, from this to 1 (AdaFace, arXiv 2204.00964)
+JITTER = 0.5  # colour: brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER (AdaFace too)
+NOTHING = DataConfig()
 
 
 def to_input(
-    images: torch.Tensor,
-    flips: torch.Tensor | None = None,
-    shifts: torch.Tensor | None = None,
-    shift: int = 0,
+    images: Tensor,
+    flips: Tensor | None = None,
+    random_bytes: Tensor | None = None,
+    options: DataConfig = NOTHING,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Mirror, shift and normalise images on the device that holds them.
+) -> Tensor:
+    """Mirror, augment and normalise images.
 
     Args:
         images: uint8 [..., S, S, 3].
         flips: bool [...], mirrored left to right where true.
-        shifts: uint8 [..., 2], uniform bytes for the vertical and horizontal shift; needed when `shift` > 0.
-        shift: the largest shift in pixels (each of -shift..shift equally likely, edge pixels repeated), 0 for none.
+        random_bytes: uint8 [..., RANDOM_BYTES of the sampler]; needed for all options.
+        options: the largest shift (each of -shift..shift pixels equally likely, edge pixels repeated), and the shares
+            of images that low_resolution, blur, grey and colour change; the others keep their pixels exactly.
         dtype: of the result.
     Returns:
         [n, 3, S, S] in [-1, 1], n the product of the leading dimensions; channels-last in memory.
     """
     images = images.reshape(-1, *images.shape[-3:])
-    if shift:
-        images = _shifted(images, _pixels(shifts.reshape(-1, 2), shift))
+    if random_bytes is not None:
+        random_bytes = random_bytes.flatten(0, -2)
+    if options.shift:
+        images = _shifted(images, _pixels(random_bytes[:, SHIFT], options.shift))
     if flips is not None:
         images = torch.where(flips.reshape(-1, 1, 1, 1), images.flip(2), images)
-    return images.permute(0, 3, 1, 2).to(dtype).sub_(127.5).div_(127.5)
+    if options.grey or options.colour:
+        images = _recoloured(images, random_bytes, options)
+    if options.blur or options.low_resolution:
+        images = _smoothed(images, random_bytes, options)
+    return images.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
 
 
-def _pixels(shifts: torch.Tensor, shift: int) -> torch.Tensor:
+def _pixels(random_bytes: Tensor, shift: int) -> Tensor:
     """Uniform bytes to integers in -shift..shift."""
-    return shifts.long() * (2 * shift + 1) // 256 - shift
+    return random_bytes.long() * (2 * shift + 1) // 256 - shift
 
 
-def _shifted(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def _chosen(random_bytes: Tensor, place: int, share: float) -> Tensor:
+    """Bool [n, 1, 1]: true for that share of the images."""
+    high, low = random_bytes[:, place : place + 2, None, None].int().unbind(1)
+    return 256 * high + low < 65536 * share
+
+
+def _between(random_bytes: Tensor, place: int, low: float, high: float) -> Tensor:
+    """Float [n, 1, 1], uniform."""
+    return low + (high - low) * (random_bytes[:, place, None, None] + 0.5) / 256
+
+
+def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
     number, size = images.shape[:2]
     pixels = torch.arange(size, device=images.device)
     rows, columns = (offsets[:, :, None] + pixels).clamp_(0, size - 1).unbind(1)
@@ -42,3 +73,52 @@ def _shifted(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     # One flat index of pixels is several times faster than indexing three dimensions.
     source = size * rows[:, :, None] + columns[:, None, :]
     return images.reshape(-1, 3).index_select(0, source.flatten()).view_as(images)
+
+
+def _recoloured(images: Tensor, random_bytes: Tensor, options: DataConfig) -> Tensor:
+    """Brightness, saturation, then contrast; grey is a saturation of 0."""
+    jittered, turned_grey = _chosen(random_bytes, COLOUR, options.colour), _chosen(random_bytes, GREY, options.grey)
+    brightness, contrast, saturation = (
+        torch.where(jittered, _between(random_bytes, COLOUR + place, 1 - JITTER, 1 + JITTER), 1) for place in (2, 3, 4)
+    )
+    saturation = torch.where(turned_grey, 0, saturation)
+    red, green, blue = (images * brightness[..., None]).unbind(-1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    mean = luma.mean((1, 2), keepdim=True)
+    changed = [mean + contrast * (luma + saturation * (colour - luma) - mean) for colour in (red, green, blue)]
+    return torch.where((jittered | turned_grey)[..., None], torch.stack(changed, -1).clamp_(0, 255), images)
+
+
+def _smoothed(images: Tensor, random_bytes: Tensor, options: DataConfig) -> Tensor:
+    """Blur, then low resolution. Both are weighted means of rows and of columns, so matrices from pixels to pixels."""
+    size = images.shape[1]
+    pixels = torch.arange(size, device=images.device, dtype=torch.float32)
+    blurred, shrunk = (
+        _chosen(random_bytes, BLUR, options.blur),
+        _chosen(random_bytes, LOW_RESOLUTION, options.low_resolution),
+    )
+    width = size * WIDEST * _between(random_bytes, BLUR + 2, 0.1, 1)
+    identity = torch.eye(size, device=images.device)
+    weights = torch.where(blurred, _gaussian(pixels, width), identity)
+    side = (size * _between(random_bytes, LOW_RESOLUTION + 2, SMALLEST, 1)).round()
+    weights = torch.where(shrunk, _down_and_up(pixels, side), identity) @ weights
+    return torch.einsum("nij,njkc,nlk->nilc", weights, images.float(), weights)
+
+
+def _gaussian(pixels: Tensor, width: Tensor) -> Tensor:
+    return _means(((pixels - pixels[:, None]) / width).square().div(-2).exp())
+
+
+def _down_and_up(pixels: Tensor, side: Tensor) -> Tensor:
+    """[n, S, S]: bilinear with antialiasing to `side` pixels ([n, 1, 1], integers of at most S), and back to S."""
+    size = len(pixels)
+    ratio = size / side
+    centers = ((pixels[:, None] + 0.5) * ratio).clamp(max=size)  # small pixels beyond the side are never looked at
+    down = _means((1 - (pixels + 0.5 - centers).abs() / ratio).clamp(min=0))
+    places = torch.minimum(((pixels[:, None] + 0.5) / ratio - 0.5).clamp(min=0), side - 1)
+    up = (1 - (pixels - places).abs()).clamp(min=0)
+    return up @ down
+
+
+def _means(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True)

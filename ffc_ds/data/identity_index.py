@@ -52,6 +52,15 @@ class IdentityIndex:
         """The identity of the p-th entry of `images`, int64, for each p of `positions` (integers of any shape)."""
         return np.searchsorted(self.offsets, positions, side="right") - 1
 
+    def at_least(self, images: int) -> "IdentityIndex":
+        """The identities that have that many images, dense again. Raises UserError when there are none."""
+        counts = self.counts
+        if counts.max() < images:
+            raise UserError(
+                f"no identity has {images} images, the largest number is {counts.max()}: choose a smaller minimum"
+            )
+        return self._where(counts >= images)
+
     def split(self, share: float, seed: int) -> tuple["IdentityIndex", "IdentityIndex"]:
         """Hold out a random `share` of the identities: (train, held out), each dense again.
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.loading import Faces
-from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.reading import read_images, read_into
+from ffc_ds.data.sampler import Sampler, StepPlan
 from ffc_ds.errors import UserError
+
+PLANNED_IMAGES = 4096  # of global batches: planning some steps at once costs little more than planning one
+PREFETCHED = 2  # batches of each worker
 
 
 class Batch(NamedTuple):
@@ -22,38 +25,55 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 tensor [2, r, S, S, 3], this rank's rows.
         labels: int64 array [2, R], the identities of the whole global micro-batch, in rank order; host data.
-        flips: bool tensor [2, r].
-        shifts: uint8 tensor [2, r, 2], see `augment.to_input`.
+        flips: bool array [2, r]; host data, like all that follows.
+        bytes: uint8 array [2, r, RANDOM_BYTES], see `augment.to_input`.
+        replaced: says for each place whose image could not be decoded which one it was and what stands there instead.
     """
 
     images: torch.Tensor
     labels: np.ndarray
-    flips: torch.Tensor
-    shifts: torch.Tensor
+    flips: np.ndarray
+    bytes: np.ndarray
+    replaced: list[str]
 
 
 class StepLoader(Dataset):
-    """The number of a micro-step -> this rank's `Batch`: a step's rows are cut into micro-batches, those into ranks."""
+    """The number of a micro-step -> this rank's `Batch`: a step's rows are cut into micro-batches, those into ranks.
+
+    `shape` is that of the batches' images.
+    """
 
     def __init__(self, faces: Faces, sampler: Sampler, image_size: int, rank: int, world_size: int, accumulation: int):
         check_batch_size(sampler.batch_size, world_size, accumulation)
-        self.faces, self.sampler, self.image_size = faces, sampler, image_size
+        self.faces, self.sampler = faces, sampler
         self.accumulation = accumulation
         self.micro_rows = sampler.rows // accumulation
         self.own_rows = self.micro_rows // world_size
         self.first_own_row = rank * self.own_rows
+        self.shape = (2, self.own_rows, image_size, image_size, 3)
+        self._plans = {}
 
     def __getitem__(self, micro_step: int) -> Batch:
-        plan = self.sampler.plan(micro_step // self.accumulation)
+        return self.decoded_into(torch.empty(self.shape, dtype=torch.uint8), micro_step)
+
+    def decoded_into(self, images: torch.Tensor, micro_step: int) -> Batch:
+        """The batch, with its images in the given tensor."""
+        plan = self._plan(micro_step)
         start = micro_step % self.accumulation * self.micro_rows
         own_start = start + self.first_own_row
         own = slice(own_start, own_start + self.own_rows)
-        return Batch(
-            read_images(self.faces, plan.images[:, own], self.image_size),
-            plan.identities[:, start : start + self.micro_rows].copy(),
-            torch.from_numpy(plan.flips[:, own].copy()),
-            torch.from_numpy(plan.shifts[:, own].copy()),
-        )
+        replaced = read_into(images.numpy(), self.faces, plan.images[:, own])
+        labels = plan.identities[:, start : start + self.micro_rows]
+        return Batch(images, labels.copy(), plan.flips[:, own].copy(), plan.bytes[:, own].copy(), replaced)
+
+    def _plan(self, micro_step: int) -> StepPlan:
+        if micro_step // self.accumulation not in self._plans:
+            worker = get_worker_info()
+            number = max(1, PLANNED_IMAGES // self.sampler.batch_size)
+            ahead = micro_step + np.arange(number) * (worker.num_workers if worker else 1)
+            steps = np.unique(ahead // self.accumulation)
+            self._plans = dict(zip(steps.tolist(), self.sampler.plans(steps), strict=True))
+        return self._plans[micro_step // self.accumulation]
 
 
 def make_loader(
@@ -70,10 +90,12 @@ def make_loader(
     """Yield the `Batch`es of `rank` for the micro-steps of steps start_step..end_step - 1, in order.
 
     Raises UserError when the batch does not divide by the ranks and the accumulation and, naming the row, when an
-    image is damaged.
+    image is damaged and `faces` has no substitute for it.
     """
     steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation)
-    return _OrderedLoader(steps, range(start_step * accumulation, end_step * accumulation), workers)
+    return (_SharedLoader if workers else _OrderedLoader)(
+        steps, range(start_step * accumulation, end_step * accumulation), workers
+    )
 
 
 def image_batches(faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, workers: int) -> DataLoader:
@@ -93,14 +115,6 @@ def check_batch_size(batch_size: int, world_size: int, accumulation: int) -> Non
         )
 
 
-def read_images(faces: Faces, rows: np.ndarray, image_size: int) -> torch.Tensor:
-    """Read and decode dataset rows (int64, any shape) into a uint8 tensor [*rows.shape, S, S, 3]."""
-    # An image that stands in both views is decoded once, and ascending rows are the disk's favourite order.
-    distinct, places = np.unique(rows, return_inverse=True)
-    pixels = decode_many(faces.encoded(distinct), image_size, where=lambda i: f"row {distinct[i]} of {faces.name}")
-    return torch.from_numpy(pixels[places.reshape(rows.shape)])
-
-
 class _RowBatches(Dataset):
     def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int):
         self.faces, self.rows, self.image_size, self.batch_size = faces, rows, image_size, batch_size
@@ -117,6 +131,7 @@ class _OrderedLoader(DataLoader):
         if workers:
             # Forked workers share the memory-mapped data; a spawned one would get a copy of every array.
             parallel = {"multiprocessing_context": "fork", "persistent_workers": True, "worker_init_fn": _start_worker}
+            parallel["prefetch_factor"] = PREFETCHED
         super().__init__(
             _ErrorsAsItems(dataset),
             batch_size=None,
@@ -134,6 +149,34 @@ class _OrderedLoader(DataLoader):
             if isinstance(item, UserError):
                 raise item
             yield item
+
+
+class _SharedLoader(_OrderedLoader):
+    """Batches whose images workers decode straight into memory that they share with this process.
+
+    Otherwise the DataLoader would get fresh memory for each batch, to share it, and pass a file handle on: the pages
+    alone cost as much as a third of the decoding.
+    """
+
+    def __init__(self, steps: StepLoader, keys: range, workers: int):
+        # While a batch is copied out, each other one that workers were asked for has a place of its own.
+        number = workers * PREFETCHED + 1
+        self.places = [torch.empty(steps.shape, dtype=torch.uint8).share_memory_() for _ in range(number)]
+        super().__init__(_IntoPlaces(steps, self.places), keys, workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for micro_step, batch in zip(self.sampler, super().__iter__(), strict=True):
+            images = self.places[micro_step % len(self.places)]
+            yield batch._replace(images=images.pin_memory() if torch.cuda.is_available() else images.clone())
+
+
+class _IntoPlaces(Dataset):
+    def __init__(self, steps: StepLoader, places: list[torch.Tensor]):
+        self.steps, self.places = steps, places
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        place = self.places[micro_step % len(self.places)]
+        return self.steps.decoded_into(place, micro_step)._replace(images=None)
 
 
 class _ErrorsAsItems(Dataset):

@@ -10,6 +10,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ffc_ds.errors import UserError
 
@@ -21,7 +22,7 @@ class Faces:
 
     Attributes:
         dataset: the HF dataset, its image column as undecoded {"bytes", "path"}.
-        labels: int64 [n], the dataset's own labels.
+        labels: int64 [n], the dataset's own labels, read anew at each access.
         fingerprint: hexadecimal, changes with the data or the label column.
         name: what to call the dataset in messages.
 
@@ -31,30 +32,52 @@ class Faces:
     def __init__(self, dataset: datasets.Dataset, name: str, image_column: str, label_column: str):
         self.name = name
         _check_columns(dataset, name, image_column, label_column)
-        self.labels = _read_labels(dataset, name, label_column)
+        self._labels = _label_column(dataset, name, label_column)
+        if (labels := self.labels).min() < 0:
+            raise UserError(
+                f"label column {label_column!r} of {name} holds {labels.min()} in row {labels.argmin()}, but labels "
+                "start at 0: remove such rows or number the identities anew"
+            )
         self.fingerprint = hashlib.blake2b(f"{dataset._fingerprint} {label_column}".encode(), digest_size=8).hexdigest()
         self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-        self._image_column = image_column
-        self._images = self.dataset.select_columns([image_column])
+        self._images = self.dataset.data.column(image_column)
+        # Taking bytes from this, still memory-mapped, needs a quarter of the time of `dataset[rows]`.
+        self._encoded = pc.struct_field(self._images, "bytes")
+        selected = self.dataset._indices  # rows of a dataset that was selected from or shuffled
+        self._places = None if selected is None else selected.column(0)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
+
+    @property
+    def labels(self) -> np.ndarray:
+        # An unsigned label beyond int64 wraps to a negative one and is refused with them.
+        return self._labels.to_numpy().astype(np.int64, copy=False)
+
+    def label(self, row: int) -> int:
+        return self._labels[int(row)].as_py()
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """The encoded images of `rows` (int64 [k], duplicates allowed), in that order.
 
         Raises UserError when an image has neither bytes nor a readable file.
         """
-        images = self._images[rows][self._image_column]
-        return [self._bytes(image, row) for image, row in zip(images, rows, strict=True)]
+        rows = np.asarray(rows)
+        places = rows if self._places is None else self._places.take(pa.array(rows)).to_numpy()
+        found = [self._encoded[place].as_py() for place in places.tolist()]
+        for missing in [i for i, one in enumerate(found) if one is None]:
+            found[missing] = self._read_file(rows[missing], int(places[missing]))
+        return found
 
-    def _bytes(self, image: dict | None, row: int) -> bytes:
-        if image is not None and image["bytes"] is not None:
-            return image["bytes"]
+    def where(self, row: int) -> str:
+        """What to call an image in messages."""
+        return f"row {row} (label {self.label(row)}) of {self.name}"
+
+    def _read_file(self, row: int, place: int) -> bytes:
         try:
-            return Path(image["path"]).read_bytes()
+            return Path(self._images[place]["path"].as_py()).read_bytes()
         except (OSError, TypeError) as error:
-            raise UserError(f"row {row} of {self.name} has no image bytes and no readable file ({error})") from error
+            raise UserError(f"{self.where(row)} has no image bytes and no readable file ({error})") from error
 
 
 def load_faces(name: str, split: str, image_column: str, label_column: str) -> Faces:
@@ -153,20 +176,13 @@ def _check_columns(dataset: datasets.Dataset, name: str, image_column: str, labe
         )
 
 
-def _read_labels(dataset: datasets.Dataset, name: str, label_column: str) -> np.ndarray:
+def _label_column(dataset: datasets.Dataset, name: str, label_column: str) -> pa.ChunkedArray:
     if len(dataset) == 0:
         raise UserError(f"{name} is empty: there is nothing to train on or to evaluate")
     column = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
     if column.null_count:
         raise UserError(f"label column {label_column!r} of {name} has {column.null_count} missing values: remove them")
-    # An unsigned label beyond int64 wraps to a negative one and is refused with them.
-    labels = column.to_numpy().astype(np.int64, copy=False)
-    if labels.min() < 0:
-        raise UserError(
-            f"label column {label_column!r} of {name} holds {labels.min()} in row {labels.argmin()}, but labels start "
-            "at 0: remove such rows or number the identities anew"
-        )
-    return labels
+    return column
 
 
 def _check_choice(wanted: str, available: Collection[str], complaint: str) -> None:

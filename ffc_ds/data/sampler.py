@@ -9,6 +9,7 @@ from ffc_ds.data.randomness import integers_below, mix, permute
 from ffc_ds.errors import UserError
 
 LOADERS = ("dual", "id", "instance")
+RANDOM_BYTES = 15  # of each row, for `augment.to_input`
 ID_ORDER, ID_IMAGES, ID_VIEWS, INSTANCE_ORDER, INSTANCE_VIEWS = range(5)
 VIEWS = np.array([[0], [1]])
 
@@ -21,13 +22,13 @@ class StepPlan:
         images: int64 [2, R], dataset rows.
         identities: int64 [2, R], dense identities.
         flips: bool [2, R], whether the image is mirrored.
-        shifts: uint8 [2, R, 2], uniform bytes that `augment.to_input` turns into vertical and horizontal shifts.
+        bytes: uint8 [2, R, RANDOM_BYTES], uniform, which `augment.to_input` turns into all other augmentation.
     """
 
     images: np.ndarray
     identities: np.ndarray
     flips: np.ndarray
-    shifts: np.ndarray
+    bytes: np.ndarray
 
 
 class Sampler:
@@ -84,44 +85,52 @@ class Sampler:
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of `step`; a pure function, so steps can be asked for in any order by any process."""
-        parts = zip(self._id_part(step), self._instance_part(step), strict=True)
-        return StepPlan(*(np.concatenate(part, axis=1)[:, self._order] for part in parts))
+        return self.plans(np.array([step]))[0]
+
+    def plans(self, steps: np.ndarray) -> list[StepPlan]:
+        """The global batches of `steps` (int64 [k]). Several at once cost little more than one, unless it is large."""
+        steps = np.asarray(steps)[:, None, None]
+        parts = zip(self._id_part(steps), self._instance_part(steps), strict=True)
+        fields = (np.concatenate(part, axis=2).take(self._order, axis=2) for part in parts)
+        return [StepPlan(*of_one) for of_one in zip(*fields, strict=True)]
 
     def steps_for(self, epochs: float) -> int:
         """The number of steps (at least 1) that see `epochs` times as many images as there are."""
         return max(1, round(epochs * len(self.index.images) / self.batch_size))
 
-    def _id_part(self, step: int) -> tuple[np.ndarray, ...]:
+    def _id_part(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
         index, per_identity = self.index, self.images_per_identity
-        draws = step * self.identities_per_step + np.arange(self.identities_per_step)
-        identities = self._shuffled(draws, index.identities, ID_ORDER)
-        starts, ends = index.offsets[identities, None], index.offsets[identities + 1, None]
-        counts = ends - starts
+        draws = steps * self.identities_per_step + np.arange(self.identities_per_step)
+        identities = self._shuffled(draws, index.identities, ID_ORDER).swapaxes(1, 2)
+        starts, counts = index.offsets[identities], index.offsets[identities + 1] - index.offsets[identities]
         bits = mix(self.seed, ID_IMAGES, VIEWS, draws)[..., None]
-        first, stride = integers_below(bits[0], counts), 1 + integers_below(bits[1], np.maximum(counts - 1, 1))
+        first = integers_below(bits[:, 0], counts)
+        stride = 1 + integers_below(bits[:, 1], np.maximum(counts - 1, 1))
         turn, place = np.divmod(np.arange(per_identity), counts)
         # Strides close a circle after counts / gcd images; the next circle starts one image further.
         chosen = (first + place * stride + place * np.gcd(stride, counts) // counts) % counts
-        flips, shifts = self._augmentation(ID_VIEWS, step * self.id_rows + np.arange(self.id_rows))
-        flips = np.take_along_axis(flips.T.reshape(chosen.shape), place, axis=1) ^ (turn % 2 == 1)
-        images, identities = index.images[starts + chosen], np.repeat(identities, per_identity)
+        flips, random_bytes = self._augmentation(ID_VIEWS, steps * self.id_rows + np.arange(self.id_rows))
+        flips = np.take_along_axis(flips.swapaxes(1, 2).reshape(chosen.shape), place, axis=2) ^ (turn % 2 == 1)
+        of_images = index.images[starts + chosen], np.broadcast_to(identities, chosen.shape), flips
         # The images of an identity go to the two views in turn.
-        return *(part.reshape(-1, 2).T for part in (images, identities, flips)), shifts
+        return *(part.reshape(len(steps), -1, 2).swapaxes(1, 2) for part in of_images), random_bytes
 
-    def _instance_part(self, step: int) -> tuple[np.ndarray, ...]:
+    def _instance_part(self, steps: np.ndarray) -> tuple[np.ndarray, ...]:
         number = self.instance_rows
-        positions = 2 * step * number + np.arange(2 * number).reshape(2, number)
+        positions = 2 * steps * number + np.arange(2 * number).reshape(2, number)
         entries = self._shuffled(positions, len(self.index.images), INSTANCE_ORDER)
-        flips, shifts = self._augmentation(INSTANCE_VIEWS, positions)
-        return self.index.images[entries], self.index.image_identity(entries), flips, shifts
+        augmentation = self._augmentation(INSTANCE_VIEWS, positions)
+        return self.index.images[entries], self.index.image_identity(entries), *augmentation
 
     def _shuffled(self, positions: np.ndarray, length: int, stream: int) -> np.ndarray:
         """Walk range(length) epoch after epoch, each in an order of its own."""
         return permute(positions % length, length, mix(self.seed, stream, positions // length))
 
     def _augmentation(self, stream: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        bits = mix(self.seed, stream, VIEWS, positions)
-        return (bits & np.uint64(1)).astype(bool), (bits[..., None] >> np.array([8, 16], np.uint64)).astype(np.uint8)
+        """Flips bool [k, 2, n] and random bytes uint8 [k, 2, n, RANDOM_BYTES] of both views."""
+        words = np.stack([mix(self.seed, stream, VIEWS, positions), mix(self.seed, stream, VIEWS, positions, 1)], -1)
+        random_bytes = words.astype("<u8").view(np.uint8)
+        return (random_bytes[..., 0] & 1).astype(bool), random_bytes[..., 1:]
 
 
 def _midpoints(number: int) -> np.ndarray:

@@ -76,5 +76,22 @@ def test_decode_many():
 
 
 def test_decode_many_names_the_damaged_image():
-    with pytest.raises(UserError, match=r"^pair 1 of x: not a readable image of 3 bytes"):
-        decode_many([encode(picture(), "PNG"), b"abc"], 32, where=lambda i: f"pair {i} of x")
+    with pytest.raises(UserError, match=r"^image 1: not a readable image of 3 bytes"):
+        decode_many([encode(picture(), "PNG"), b"abc"], 32)
+
+
+def test_decode_many_leaves_a_damaged_image_to_whom_it_is_told():
+    out, told = np.zeros((3, 32, 32, 3), np.uint8), []
+    good, damaged = encode(picture(), "PNG"), encode(picture(), "JPEG")[:400]
+    decode_many([good, damaged, good], 32, out, lambda position, error: told.append((position, str(error))))
+    assert [position for position, _ in told] == [1] and "not a readable image of 400 bytes" in told[0][1]
+    assert np.array_equal(out[0], picture()) and np.array_equal(out[2], picture())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("shape", [(32, 32), (16, 16), (16, 64), (250, 250), (40, 33)])
+def test_decoding_in_place_changes_nothing_else(kind, shape):
+    around = np.full((3, 32, 32, 3), 77, np.uint8)
+    encoded = encode(picture(*shape), kind)
+    assert decode(encoded, 32, around[1]).base is around
+    assert np.array_equal(around[1], decode(encoded, 32)) and np.all(around[::2] == 77)

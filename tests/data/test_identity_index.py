@@ -57,6 +57,22 @@ def test_split_refuses_an_empty_part(share):
         IdentityIndex.build(np.arange(10)).split(share, 0)
 
 
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 20))
+def test_identities_with_few_images_are_left_out(labels, images):
+    index = IdentityIndex.build(np.array(labels))
+    expected = {label: rows for label, rows in members(index).items() if len(rows) >= images}
+    if not expected:
+        with pytest.raises(UserError, match=f"no identity has {images} images, the largest number is"):
+            index.at_least(images)
+        return
+    kept = index.at_least(images)
+    assert members(kept) == expected and kept.identities == len(expected)
+    assert (
+        kept.image_identity(np.arange(len(kept.images))).tolist()
+        == np.repeat(range(len(expected)), kept.counts).tolist()
+    )
+
+
 def test_cache_is_written_once_and_memory_mapped(tmp_path):
     labels = np.array([7, 3, 7, 3, 9])
     first = load_or_build(labels, "abc", tmp_path / "cache")

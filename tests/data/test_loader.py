@@ -5,17 +5,22 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from ffc_ds.data import loader as loader_module
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.loader import check_batch_size, image_batches, make_loader, read_images
 from ffc_ds.data.loading import Faces
+from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.training_faces import TrainingFaces
 from ffc_ds.errors import UserError
 
 SIZE, IMAGES = 8, 60
@@ -58,10 +63,10 @@ def test_the_ranks_together_show_the_plan(faces, sampler, world_size, accumulati
     for number, step in enumerate(steps):
         plan = sampler.plan(step)
         micro_steps = range(number * accumulation, (number + 1) * accumulation)
-        for field, expected in (("images", plan.images), ("flips", plan.flips), ("shifts", plan.shifts)):
+        for field, expected in (("images", plan.images), ("flips", plan.flips), ("bytes", plan.bytes)):
             parts = [getattr(ranks[rank][micro], field) for micro in micro_steps for rank in range(world_size)]
-            shown = torch.cat(parts, dim=1)
-            assert np.array_equal(rows_shown(shown) if field == "images" else shown.numpy(), expected)
+            shown = np.concatenate([rows_shown(part) if field == "images" else part for part in parts], axis=1)
+            assert np.array_equal(shown, expected)
         for rank in ranks:
             labels = [rank[micro].labels for micro in micro_steps]
             assert all(isinstance(part, np.ndarray) for part in labels)
@@ -70,7 +75,10 @@ def test_the_ranks_together_show_the_plan(faces, sampler, world_size, accumulati
         assert ranks[0][micro_steps[0]].images.shape == (2, 12 // world_size // accumulation, SIZE, SIZE, 3)
 
 
-def test_workers_and_resumption_change_nothing(faces, sampler):
+@pytest.mark.parametrize("planned", [1, 60, 4096])
+def test_workers_resumption_and_planning_ahead_change_nothing(faces, sampler, planned, monkeypatch):
+    monkeypatch.setattr(loader_module, "PLANNED_IMAGES", planned)
+
     def batches(start, end, workers):
         return list(make_loader(faces, sampler, SIZE, 1, 2, 3, start, end, workers))
 
@@ -80,6 +88,13 @@ def test_workers_and_resumption_change_nothing(faces, sampler):
         for a, b in zip(uninterrupted, other, strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
             assert isinstance(b.labels, np.ndarray)
+
+
+def test_workers_never_write_where_a_batch_is_still_being_copied(faces, sampler):
+    loader = make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 12, workers=2)
+    for step, _ in enumerate(DataLoader.__iter__(loader)):  # not copied yet
+        time.sleep(0.05)  # workers do all that they were asked for
+        assert np.array_equal(rows_shown(loader.places[step % len(loader.places)]), sampler.plan(step).images)
 
 
 def test_making_a_loader_leaves_the_global_generator_alone(faces, sampler):
@@ -102,14 +117,59 @@ def test_read_images_resizes_and_keeps_the_shape(faces):
     assert images.shape == (2, 2, 12, 12, 3) and rows_shown(images).tolist() == [[3, 1], [1, 2]]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named(workers, sampler):
-    loader = make_loader(make_faces(damaged=range(IMAGES)), sampler, SIZE, 0, 1, 1, 0, 3, workers)
+def refusal(loader):
     with pytest.raises(UserError) as caught:
         list(loader)
+    if loader.num_workers:
+        loader._iterator._shutdown_workers()  # at once; the garbage collector would wait for them
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(workers, sampler):
+    message = refusal(make_loader(make_faces(damaged=range(IMAGES)), sampler, SIZE, 0, 1, 1, 0, 3, workers))
     row = sampler.plan(0).images.min()
-    assert str(caught.value).startswith(f"row {row} of the test faces: not a readable image of 7 bytes")
-    assert "Traceback" not in str(caught.value)
+    label = row // 2 if row < 40 else row
+    assert message == f"row {row} (label {label}) of the test faces: not a readable image of 7 bytes (unknown format)"
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 0)])
+def test_damaged_images_give_way_to_the_next_of_their_identity(faces, sampler, world_size, workers):
+    substitute = np.arange(IMAGES)
+    substitute[[4, 9, 17]] = [5, 8, 16]
+    damaged = TrainingFaces(make_faces(damaged=(4, 9, 17)), IdentityIndex.build(faces.labels))
+    ranks = [list(make_loader(damaged, sampler, SIZE, r, world_size, 1, 2, 12, workers)) for r in range(world_size)]
+    said = []
+    for step, *batches in zip(range(2, 12), *ranks, strict=True):
+        plan = sampler.plan(step)
+        shown = rows_shown(torch.cat([batch.images for batch in batches], dim=1))
+        assert np.array_equal(shown, substitute[plan.images])
+        said += (step_said := [what for batch in batches for what in batch.replaced])
+        # every place counts, so that the number of ranks does not
+        assert sorted(int(what.split()[1]) for what in step_said) == sorted(plan.images[plan.images != shown].tolist())
+    assert len(set(said)) == 3
+    reason = "row 4 (label 2) of the test faces: not a readable image of 7 bytes (unknown format)"
+    assert f"{reason}; row 5 (label 2) of the test faces takes its place" in said
+
+
+def test_substitutes_are_tried_in_turn():
+    labels = np.array([1, 0, 1, 1, 0, 1])
+    images = [png(i) if i not in (2, 3, 5) else b"damaged" for i in range(6)]
+    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": labels}), "x", "image", "label")
+    training = TrainingFaces(faces, IdentityIndex.build(labels))
+    assert training.substitutes(3).tolist() == [5, 0, 2] and training.substitutes(4).tolist() == [1]
+    rows = np.array([[2, 4], [3, 2]])
+    assert rows_shown(read_images(training, rows, SIZE)).tolist() == [[0, 4], [0, 0]]
+    said = read_into(np.empty((2, 2, SIZE, SIZE, 3), np.uint8), training, rows)
+    assert [what.split("; ")[1] for what in said] == ["row 0 (label 1) of x takes its place"] * 3  # one for each place
+    assert [len(batch) for batch in image_batches(training, np.arange(6), SIZE, 4, workers=0)] == [4, 2]
+
+
+def test_an_identity_without_a_sound_image_is_named(sampler):
+    faces = make_faces(damaged=(8, 9))
+    training = TrainingFaces(faces, IdentityIndex.build(faces.labels))
+    message = refusal(make_loader(training, sampler, SIZE, 0, 1, 1, 0, 10, workers=1))
+    assert "(label 4) of the test faces: not a readable" in message and "no other image of that identity" in message
 
 
 @pytest.mark.parametrize(
@@ -130,10 +190,11 @@ def test_even_batches(faces, sampler):
 
 def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):
     batches = iter(make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 20, workers=2))
-    next(batches)
+    for _ in range(2):  # both workers are up
+        next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
-    assert len(list(batches)) == 19
+    assert len(list(batches)) == 18
 
 
 def test_ctrl_c_prints_no_worker_traceback(tmp_path):

@@ -77,7 +77,7 @@ def test_image_folder_reads_files(tmp_path):
     faces = load_faces(str(tmp_path / "faces"), "train", "image", "label")
     assert faces.labels.tolist() == [0, 0, 1] and colours(faces, [2, 0]) == [2, 0]
     (tmp_path / "faces" / "bob" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"row 2 of split 'train' of .* no readable file .*2\.png"):
+    with pytest.raises(UserError, match=r"row 2 \(label 1\) of split 'train' of .* no readable file .*2\.png"):
         faces.encoded(np.array([2]))
 
 
@@ -140,7 +140,7 @@ def test_image_column_must_hold_images():
         {"image": [None], "label": [0]},
         features=datasets.Features(image=datasets.Image(), label=datasets.Value("int64")),
     )
-    with pytest.raises(UserError, match="row 0 of x has no image bytes"):
+    with pytest.raises(UserError, match=r"row 0 \(label 0\) of x has no image bytes"):
         Faces(missing, "x", "image", "label").encoded(np.array([0]))
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.randomness import mix
-from ffc_ds.data.sampler import ID_IMAGES, ID_VIEWS, Sampler
+from ffc_ds.data.sampler import ID_IMAGES, ID_VIEWS, INSTANCE_VIEWS, RANDOM_BYTES, Sampler
 from ffc_ds.errors import UserError
 
-FIELDS = ("images", "identities", "flips", "shifts")
+FIELDS = ("images", "identities", "flips", "bytes")
 
 
 def make_index(identities=37, seed=0):
@@ -37,7 +37,7 @@ def test_rows_are_consistent(batch_size, loader, identities, step):
     sampler = Sampler(index, batch_size, loader, seed=3)
     plan = sampler.plan(step)
     assert plan.images.shape == plan.identities.shape == plan.flips.shape == (2, batch_size // 2)
-    assert plan.shifts.shape == (2, batch_size // 2, 2) and plan.shifts.dtype == np.uint8
+    assert plan.bytes.shape == (2, batch_size // 2, RANDOM_BYTES) and plan.bytes.dtype == np.uint8
     identity_of = np.empty(len(index.images), np.int64)
     identity_of[index.images] = np.repeat(np.arange(identities), index.counts)
     assert np.array_equal(plan.identities, identity_of[plan.images])
@@ -130,13 +130,26 @@ def test_every_set_of_images_of_an_identity():
     assert len({tuple(sorted(four)) for four in views}) == 15
 
 
-def test_flips_and_shifts_are_fair_and_independent():
+def test_flips_and_random_bytes_are_fair_and_independent():
     index = IdentityIndex.build(np.arange(3000) // 3)
     plan = Sampler(index, 40_000, seed=5).plan(2)
-    bits = np.stack([*plan.flips, *(plan.shifts > 127).transpose(0, 2, 1).reshape(4, -1)]).astype(float)
+    bits = np.stack([*plan.flips, *(plan.bytes > 127).transpose(0, 2, 1).reshape(2 * RANDOM_BYTES, -1)]).astype(float)
     assert np.all(np.abs(bits.mean(axis=1) - 0.5) < 0.02)
-    assert np.all(np.abs(np.corrcoef(bits) - np.eye(6)) < 0.04)
-    assert np.all(np.bincount(plan.shifts.ravel(), minlength=256) > 200)
+    assert np.all(np.abs(np.corrcoef(bits) - np.eye(len(bits))) < 0.04)
+    assert all(np.bincount(each, minlength=256).min() > 90 for each in plan.bytes.reshape(-1, RANDOM_BYTES).T)
+
+
+@pytest.mark.parametrize(("instance", "stream"), [(False, ID_VIEWS), (True, INSTANCE_VIEWS)])
+def test_the_first_random_bytes_are_those_of_runs_that_only_shifted(instance, stream):
+    sampler = Sampler(make_index(), 50, seed=2)
+    for step in (0, 3, 10**6):
+        found = rows_of_kind(sampler, sampler.plan(step).bytes, instance)
+        number = found.shape[1]
+        for view in (0, 1):
+            for row in range(number):
+                position = step * number + row if not instance else (2 * step + view) * number + row
+                bits = int(mix(2, stream, view, position))
+                assert found[view, row, :2].tolist() == [bits >> 8 & 255, bits >> 16 & 255]
 
 
 @given(batch_size=st.integers(1, 300).map(lambda half: 2 * half), share=st.floats(0, 1), data=st.data())
@@ -155,6 +168,9 @@ def test_plan_is_pure():
     backward = [sampler.plan(step) for step in reversed(range(10))][::-1]
     for a, b in zip(forward, backward, strict=True):
         assert all(np.array_equal(getattr(a, field), getattr(b, field)) for field in FIELDS)
+    at_once = sampler.plans(np.array([7, 0, 1]))
+    for step, plan in zip((7, 0, 1), at_once, strict=True):
+        assert all(np.array_equal(getattr(plan, field), getattr(forward[step], field)) for field in FIELDS)
     other = Sampler(index, 24, seed=10).plan(0)
     assert not np.array_equal(other.images, forward[0].images)
 

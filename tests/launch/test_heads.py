@@ -1,4 +1,4 @@
-"""Every system through the launcher, on two ranks; those with state of their own go on from a checkpoint bit for bit."""
+"""Every system through the launcher, on two ranks; class weights go on from a checkpoint bit for bit."""
 
 import numpy as np
 import pytest
