@@ -9,7 +9,8 @@ import pytest
 from tests.launched import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"launch/(\w+)\.py\s+([^'\[]*)")
+COMMAND = re.compile(r"launch/(\w+)\.py\s+(.*)")
+PLACEHOLDER = re.compile(r" \[.*?\]| \.\.\.")  # [what may be left out], ...
 
 
 def commands():
@@ -17,7 +18,10 @@ def commands():
         for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 if found := COMMAND.search(line):
-                    yield pytest.param(found[1], found[2].replace("...", ""), id=f"{page.stem}: {found[0][:60]}")
+                    arguments = PLACEHOLDER.sub("", found[2])
+                    if arguments.count("'") % 2:  # the end of what a shell is given to run
+                        arguments = arguments.removesuffix("'")
+                    yield pytest.param(found[1], arguments, id=f"{page.stem}: {found[0][:60]}")
 
 
 def script(name):
