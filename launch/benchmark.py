@@ -2,7 +2,7 @@
 
 python launch/benchmark.py heads [--sizes 1e4 1e5 1e6] [--ranks 1 2] [--dtype bfloat16] [--device cuda]
 python launch/benchmark.py heads --sizes 1e6 1e7 1e8 --ranks 1 --heads ffc --pools 1e5
-python launch/benchmark.py accuracy [--recipe launch/comparisons/accuracy_lfw.yaml --settings data.train=LFW eval.bin=BIN]
+python launch/benchmark.py accuracy [--recipe launch/comparisons/accuracy_lfw.yaml --settings data.train=PATH ...]
 python launch/benchmark.py loader [--data PATH] [--workers 1 2]
 """
 
