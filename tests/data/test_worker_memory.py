@@ -1,6 +1,5 @@
-"""What a worker process costs: memory that stays flat, and little time beside decoding."""
+"""What a worker process costs: memory that stays flat."""
 
-import time
 from pathlib import Path
 
 import datasets
@@ -59,31 +58,3 @@ def test_memory_stays_flat_over_a_long_run(tmp_path):
             used.append((memory(worker), memory(this), this.num_fds(), worker.num_fds()))
     for before, after in zip(*used, strict=True):
         assert np.all(after - before < 2**21 if np.ndim(after) else after <= before + 2)
-
-
-def worker_seconds(faces, batch_size, steps, turns):
-    """Seconds of processor time for each image: of a worker that hardly waits, and of bare decoding in turn with it."""
-    sampler, others = Sampler(faces.index, batch_size, "instance"), psutil.Process().children()
-    batches = iter(make_loader(faces, sampler, 112, 0, 1, 1, 0, (1 + turns) * steps, workers=1))
-    bare, stamps = 0.0, []
-    for turn in range(1 + turns):  # the first one opens files
-        plans = sampler.plans(np.arange(turn * steps, (turn + 1) * steps))
-        encoded = faces.encoded(np.concatenate([plan.images for plan in plans], axis=None))
-        begin = time.process_time()
-        for one in encoded:
-            simplejpeg.decode_jpeg(one)
-        bare += time.process_time() - begin if turn else 0
-        for _ in range(steps if turn < turns else steps - 3):  # the worker lives as long as there are batches to come
-            next(batches)
-        stamps.append(sum(started(others).cpu_times()[:2]))
-    return (stamps[-1] - stamps[0]) / (turns * steps - 3) / batch_size, bare / turns / steps / batch_size
-
-
-def test_a_worker_is_bound_by_decoding(tmp_path):
-    random = np.random.default_rng(0)
-    coarse = random.integers(0, 256, (8, 14, 14, 3), dtype=np.uint8)
-    pictures = [np.kron(each, np.ones((8, 8, 1), np.uint8)) for each in coarse]
-    faces = mapped_faces(tmp_path, [simplejpeg.encode_jpeg(each, quality=90) for each in pictures], chunks=500)
-    worker, bare = worker_seconds(faces, 192, steps=10, turns=6)
-    # 0.85 is the aim; processors that are busy with other things blur the measurement.
-    assert bare / worker > 0.7, f"{1e6 * bare:.1f} of {1e6 * worker:.1f} microseconds for an image are decoding"
