@@ -26,7 +26,10 @@ RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 def some_scores(genuine, impostor, decimals, seed=0):
     """Cosines of both kinds, rounded so that they tie."""
     rng = np.random.default_rng(seed)
-    draw = lambda mean, n: np.round(np.tanh(rng.normal(mean, 0.3, n)), decimals).astype(np.float32)  # noqa: E731
+
+    def draw(mean, n):
+        return np.round(np.tanh(rng.normal(mean, 0.3, n)), decimals).astype(np.float32)
+
     return draw(0.5, genuine), draw(0, impostor)
 
 

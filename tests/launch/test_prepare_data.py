@@ -12,8 +12,7 @@ from ffc_ds.data.loading import load_faces
 from ffc_ds.errors import UserError
 from launch.prepare_data import main
 from tests.data.importers.formats import pictures, rows
-from tests.data.importers.test_imagefolder import COUNTS
-from tests.data.importers.test_imagefolder import source as imagefolder  # noqa: F401
+from tests.data.importers.test_imagefolder import COUNTS, write_people
 from tests.data.importers.test_lmdb import datum, write_keys, write_lmdb
 from tests.data.importers.test_recordio import packed, write_set
 from tests.data.importers.test_webdataset import samples, write_tar
@@ -55,7 +54,8 @@ def test_every_format_arrives_identical(sources, kind, tmp_path, monkeypatch):
     assert faces.encoded(range(12)) == list(IMAGES) and faces.labels.tolist() == [i // 3 for i in range(12)]
 
 
-def test_an_image_folder_in_the_shell_looked_at_afterwards(imagefolder, tmp_path):  # noqa: F811
+def test_an_image_folder_in_the_shell_looked_at_afterwards(tmp_path):
+    imagefolder = write_people(tmp_path / "faces")
     out = tmp_path / "out"
     (imagefolder / "bob" / "0.JPG").write_bytes(IMAGES[0][:100])
     done = run("imagefolder", imagefolder, out)

@@ -10,18 +10,23 @@ from tests.data.importers.formats import collect, imported, pictures
 COUNTS = {"zoé": 2, "Ann B": 7, "bob": 1, "empty": 0, "carl": 3}
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_people(folder):
+    """A folder for each person, and what does not belong there."""
     images = iter(pictures(13))
     for identity, count in COUNTS.items():
-        (tmp_path / "faces" / identity).mkdir(parents=True)
+        (folder / identity).mkdir(parents=True)
         for i in range(count):
-            (tmp_path / "faces" / identity / f"{i}.{('JPG', 'png')[i % 2]}").write_bytes(next(images))
-    (tmp_path / "faces" / "bob" / "notes.txt").write_text("no image")
-    (tmp_path / "faces" / ".hidden").mkdir()
-    (tmp_path / "faces" / ".hidden" / "0.jpg").write_bytes(pictures(1)[0])
-    (tmp_path / "faces" / "stray.jpg").write_bytes(pictures(1)[0])
-    return tmp_path / "faces"
+            (folder / identity / f"{i}.{('JPG', 'png')[i % 2]}").write_bytes(next(images))
+    (folder / "bob" / "notes.txt").write_text("no image")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "0.jpg").write_bytes(pictures(1)[0])
+    (folder / "stray.jpg").write_bytes(pictures(1)[0])
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_people(tmp_path / "faces")
 
 
 @pytest.mark.parametrize("shard_images", [1, 3, 7, 13, 100])
