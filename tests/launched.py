@@ -1,10 +1,15 @@
-"""The public door for tests: `deepspeed launch/train.py` as a subprocess, with a small net and small data."""
+"""`launch/train.py` for tests, as processes of their own, with a small net and small data.
+
+`command` is the public door, the launcher. `train` starts the ranks as the launcher does, without its two
+processes in between, each of which imports DeepSpeed before the ranks can.
+"""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +30,15 @@ TINY = [
 TIMING = {"images_per_second", "data_wait", "memory_gib"}
 
 
-def command(world: int, *arguments: str) -> list[str]:
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return str(probe.getsockname()[1])
+
+
+def command(world: int, *arguments: str) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(world)]
-    return [*launcher, "--master_port", str(port), "launch/train.py", *arguments]
+    return [*launcher, "--master_port", free_port(), "launch/train.py", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -38,9 +46,24 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(world, *arguments), cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=300
-    )
+    """What all ranks wrote, and their exit code, which is the same."""
+    job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    line = [sys.executable, "launch/train.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, LOCAL_RANK=rank, **job, **env), **pipes)
+        for rank in map(str, range(world))
+    ]
+    with ThreadPoolExecutor(world) as pool:  # each must be read before its pipe is full
+        try:
+            outputs = list(pool.map(lambda rank: rank.communicate(timeout=300), ranks))
+        finally:
+            for rank in ranks:
+                rank.kill()
+    stdout, stderr = ("".join(texts) for texts in zip(*outputs, strict=True))
+    codes = {rank.returncode for rank in ranks}
+    assert len(codes) == 1, f"exit codes {codes}: {stderr[-4000:]}"
+    return subprocess.CompletedProcess(line, codes.pop(), stdout, stderr)
 
 
 def train_tiny(world: int, folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:

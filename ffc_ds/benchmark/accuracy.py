@@ -158,7 +158,8 @@ def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: 
     dot_chart({title: lines for title, lines in panels.items() if lines}, "accuracy, %", output / f"{name}.png")
     about = (
         f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {ranks} ranks. "
-        "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
+        "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds; images/s "
+        "are their median."
     )
     made = how_it_was_made(f"launch/benchmark.py accuracy --recipe launch/comparisons/{name}.yaml", last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
@@ -173,7 +174,7 @@ def _row(found: list[dict]) -> list[str]:
         f"{np.mean(accuracy):.2f}{spread}",
         _mean([each["tar_at_far"]["0.01"] for each in trained], ".3f"),
         _mean([each["auc"] for each in trained], ".4f"),
-        _mean([each["images_per_second"] for each in found], ".0f"),
+        format(np.median([each["images_per_second"] for each in found]), ".0f"),
         _mean([each["memory_gib"] for each in found], ".2f"),
         str(len(found)),
     ]

@@ -1,6 +1,8 @@
 """Speed of the data path alone: reading, decoding and collating images, beside bare JPEG decoding."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
@@ -18,9 +20,11 @@ from ffc_ds.errors import UserError
 
 ABOUT = """Batches of the dual loader, {batch_size} images of {image_size} x {image_size} pixels, from {data}: the parts
 one after another in one process, then the whole path through worker processes, from the first batch to the last. An
-image that stands in a batch twice is decoded once and counts once. The bare decoding is simplejpeg on the bytes of the
-same batches, in turn with the parts."""
+image that stands in a batch twice is decoded once and counts once. The bare decoding is simplejpeg on the same bytes:
+in turn with the parts, and in as many processes at once as there are workers, in turn with the whole path. Medians of
+{rounds} rounds. Workers share the cores of the machine with the process that receives their batches."""
 PARTS = ("plan", "read", "decode", "collate")
+ROUNDS = 5
 
 
 def run_loader(
@@ -31,7 +35,7 @@ def run_loader(
     image_size: PositiveInt = 112,
     batch_size: PositiveInt = 192,
     workers: tuple[PositiveInt, ...] = (1, 2),
-    steps: PositiveInt = 50,
+    steps: PositiveInt = 100,
     output: str = "docs/results",
 ) -> None:
     """Measure images per second of the data path alone, by its parts and by worker.
@@ -59,7 +63,7 @@ def run_loader(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "loader.json").write_text(json.dumps(found, indent=1))
-    about = ABOUT.format(batch_size=batch_size, image_size=image_size, data=data)
+    about = ABOUT.format(batch_size=batch_size, image_size=image_size, data=data, rounds=ROUNDS)
     made = how_it_was_made(this_command(), versions(), this_machine("cpu"))
     (folder / "loader.md").write_text("\n\n".join(["# Speed of the data path", about, *_tables(**found), made]) + "\n")
 
@@ -99,21 +103,46 @@ def _decode_bare(encoded: list[bytes], image_size: int, name: str) -> None:
         raise UserError(f"{name} holds images that simplejpeg cannot decode ({error}): compare on JPEGs.") from None
 
 
-def time_workers(faces: Faces, sampler: Sampler, image_size: int, steps: int, workers: int) -> float:
-    """Images/s of the whole path through worker processes."""
-    arrivals = []
-    for _ in make_loader(faces, sampler, image_size, 0, 1, 1, 0, steps + 1, workers):
-        arrivals.append(perf_counter())
-    images = sum(len(np.unique(plan.images)) for plan in sampler.plans(np.arange(1, steps + 1)))
-    return images / (arrivals[-1] - arrivals[0])
+def time_workers(faces: Faces, sampler: Sampler, image_size: int, steps: int, workers: int) -> dict[str, float]:
+    """Images/s of the whole path through worker processes and of as many bare decoders, and the ratio of the two."""
+    distinct = [np.unique(plan.images) for plan in sampler.plans(np.arange(1, steps + 1))]
+    encoded = faces.encoded(np.concatenate(distinct))
+    times = np.empty((ROUNDS, 2))
+    # forked like the loader's own workers, so that they hold the bytes already
+    with ProcessPoolExecutor(workers, get_context("fork"), _hold, (encoded, image_size)) as decoders:
+        for number in range(ROUNDS):
+            bare = [decoders.submit(_decode_part, part, workers) for part in range(workers)]
+            times[number, 0] = max(each.result() for each in bare)
+            arrivals = [perf_counter() for _ in make_loader(faces, sampler, image_size, 0, 1, 1, 0, steps + 1, workers)]
+            times[number, 1] = arrivals[-1] - arrivals[0]
+    bare, path = np.median(len(encoded) / times, axis=0)
+    return {"path": path, "bare": bare, "ratio": np.median(times[:, 0] / times[:, 1])}
 
 
-def _tables(parts: dict[str, float], bare_decoding: float, workers: dict[int, float]) -> list[str]:
+_held = ()  # in a decoding process: encoded images and image size
+
+
+def _hold(encoded, image_size):
+    global _held
+    _held = encoded, image_size
+
+
+def _decode_part(part: int, parts: int) -> float:
+    """Seconds."""
+    encoded, image_size = _held
+    start = perf_counter()
+    _decode_bare(encoded[part::parts], image_size, "data")
+    return perf_counter() - start
+
+
+def _tables(parts: dict[str, float], bare_decoding: float, workers: dict[int, dict[str, float]]) -> list[str]:
     whole = 1 / sum(1 / rate for rate in parts.values())
     rates = parts | {"together": whole, "bare JPEG decoding": bare_decoding}
     rows = [[name, f"{rate:,.0f}", f"{100 * whole / rate:.1f} %"] for name, rate in rates.items()]
     split = markdown_table(["part", "images/s", "share of the time"], rows)
-    heading = ["worker processes", "images/s", "images/s of a worker", "of bare decoding"]
-    each = ((count, rate, rate / count) for count, rate in workers.items())
-    lines = [[str(n), f"{rate:,.0f}", f"{own:,.0f}", f"{100 * own / bare_decoding:.0f} %"] for n, rate, own in each]
+    heading = ["worker processes", "images/s", "as many bare decoders, images/s", "ratio"]
+    lines = [
+        [str(n), f"{each['path']:,.0f}", f"{each['bare']:,.0f}", f"{100 * each['ratio']:.0f} %"]
+        for n, each in workers.items()
+    ]
     return [split, markdown_table(heading, lines)]

@@ -19,7 +19,8 @@ def test_rates_of_the_parts_and_of_workers(tmp_path, monkeypatch):
     main(["loader", "--data", "generated:30:32", "--output", str(tmp_path / "out"), *SMALL])
     found = json.loads((tmp_path / "out" / "loader.json").read_text())
     assert list(found["parts"]) == ["plan", "read", "decode", "collate"] and list(found["workers"]) == ["1", "2"]
-    rates = np.array([*found["parts"].values(), found["bare_decoding"], *found["workers"].values()])
+    workers = [rate for each in found["workers"].values() for rate in each.values()]
+    rates = np.array([*found["parts"].values(), found["bare_decoding"], *workers])
     assert np.isfinite(rates).all() and (rates > 0).all()
 
     text = (tmp_path / "out" / "loader.md").read_text()
@@ -30,7 +31,7 @@ def test_rates_of_the_parts_and_of_workers(tmp_path, monkeypatch):
     assert sum(shares) == pytest.approx(100, abs=0.3)
     whole, two = float(rows[6][1].replace(",", "")), found["workers"]["2"]
     assert 1 / whole == pytest.approx(sum(1 / rate for rate in found["parts"].values()), rel=0.01)
-    assert rows[-1][1:] == [f"{two:,.0f}", f"{two / 2:,.0f}", f"{50 * two / found['bare_decoding']:.0f} %"]
+    assert rows[-1][1:] == [f"{two['path']:,.0f}", f"{two['bare']:,.0f}", f"{100 * two['ratio']:.0f} %"]
     assert "24 images of 32 x 32 pixels, from generated:30:32" in text and "torch 2." in text
 
 
