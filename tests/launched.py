@@ -1,6 +1,6 @@
 """`launch/train.py` for tests, as processes of their own, with a small net and small data.
 
-`command` is the public door, the launcher. `train` starts the ranks as the launcher does, without its two
+`launch` goes through the public door, the launcher. `train` starts the ranks as the launcher does, without its two
 processes in between, each of which imports DeepSpeed before the ranks can.
 """
 
@@ -45,6 +45,12 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | more
 
 
+def launch(world: int, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(world, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
     """What all ranks wrote, and their exit code, which is the same."""
     job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -66,8 +72,8 @@ def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(line, codes.pop(), stdout, stderr)
 
 
-def train_tiny(world: int, folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-    done = train(world, *TINY, "--output_dir", str(folder), *arguments, **env)
+def train_tiny(world: int, folder: Path, *arguments: str, start=train, **env: str) -> subprocess.CompletedProcess:
+    done = start(world, *TINY, "--output_dir", str(folder), *arguments, **env)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done
 

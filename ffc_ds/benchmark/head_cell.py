@@ -17,7 +17,7 @@ from ffc_ds.heads import build_head
 from ffc_ds.heads.base import Head
 
 DIM = 512
-AT_ONCE = 8192  # identities put into a pool
+AT_ONCE = 1 << 16  # identities put into a pool
 PROCESS = 1 << 30  # bytes of a process beside class state and floor: libraries and workspace
 # Class state in tensors of all class weights, or of one feature a slot: weights and momentum, to which autograd and
 # torch's SGD add more than five (measured), or the features of a slot.
@@ -61,6 +61,11 @@ class Cell:
     @property
     def view_rows(self) -> int:
         return self.batch if self.head == "ffc" else self.batch // 2
+
+    @property
+    def images(self) -> int:
+        """Of a step, on all ranks."""
+        return 2 * self.view_rows * self.ranks
 
 
 def refuse(cell: Cell, device: torch.device) -> None:

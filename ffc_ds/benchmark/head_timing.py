@@ -55,6 +55,7 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     together(lambda: refuse(cell, device))
     before = _peak(device)
     head = head_of(cell, device)
+    _forget_peak(device)
     for number in range(WARM_UP):
         _step(head, *batch_of(cell, number, device))
     memory = torch.tensor([_peak(device), before], dtype=torch.float64, device=device) / 2**30
@@ -68,6 +69,7 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     peak, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
     return {
         "columns": cell.columns,
+        "images": cell.images,
         "step_ms": 1000 * np.median(times[:, 0]),
         "floor_ms": 1000 * np.median(times[:, 1]),
         "ratio": np.median(times[:, 0] / times[:, 1]),
@@ -98,8 +100,15 @@ def _wait(device):
         torch.cuda.synchronize(device)
 
 
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak(device: torch.device) -> int:
-    """Most bytes in use so far: of the device's memory, or resident in that of the host."""
+    """Most bytes in use since `_forget_peak`: of the device's memory, or resident in that of the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # A child's ru_maxrss would begin at what its parent had.

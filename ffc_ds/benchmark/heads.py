@@ -14,12 +14,16 @@ from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_comman
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
 
+COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms", "floor, ms", "ratio"]
+COLUMNS += ["peak, GiB", "of the head, GiB"]
 HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc")
 ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
 features of 512 numbers and random labels: 64 rows a rank (`ffc`: two views of 128, K = 3, the pool full). The floor is
 the matrix products that the same step cannot do without, measured in turn with it. Times are medians over the
-repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank after a few
-steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd."""
+repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
+steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd.
+A step takes some milliseconds whatever it compares with (more on several ranks, which wait for messages), so ratios
+of a few thousand columns say little."""
 
 Count = restricted_number_type("Count", float, (">=", 1), docstring="A number, written 1e6 or 1000000.")
 
@@ -97,21 +101,10 @@ def write_heads(output: Path) -> None:
     found.sort(key=lambda cell: (cell["identities"], cell["ranks"], HEADS.index(cell["head"]), cell["pool_size"]))
     parts = ["# Cost of the heads", ABOUT, "![cost against identities](heads_cost.png)"]
     panels = {}
-    heading = [
-        "head",
-        "ranks",
-        "identities",
-        "columns",
-        "step, ms",
-        "floor, ms",
-        "ratio",
-        "peak, GiB",
-        "of the head, GiB",
-    ]
     for machine, dtype in dict.fromkeys((cell["machine"], cell["dtype"]) for cell in found):
         cells = [cell for cell in found if (cell["machine"], cell["dtype"]) == (machine, dtype)]
         panels[f"{machine}, {dtype}"] = [cell for cell in cells if "skipped" not in cell]
-        parts += [f"## {machine}, {dtype}", markdown_table(heading, map(_row, cells))]
+        parts += [f"## {machine}, {dtype}", markdown_table(COLUMNS, map(_row, cells))]
         made = [how_it_was_made(cell["command"], cell["versions"], machine) for cell in cells]
         parts += dict.fromkeys(made)
     (output / "heads.md").write_text("\n\n".join(parts) + "\n")
@@ -121,8 +114,9 @@ def write_heads(output: Path) -> None:
 def _row(cell: dict) -> list[str]:
     about = [_system(cell), str(cell["ranks"]), f"{cell['identities']:,}"]
     if "skipped" in cell:
-        return [*about, "", cell["skipped"], *[""] * 4]
-    times = (f"{cell[key]:,.{1 if cell[key] < 100 else 0}f}" for key in ("step_ms", "floor_ms"))
+        return [*about, "", cell["skipped"], *[""] * 5]
+    times = (cell["step_ms"], cell["step_ms"] / cell["images"], cell["floor_ms"])
+    times = (f"{time:,.{0 if time >= 100 else 1 if time >= 1 else 2}f}" for time in times)
     return [*about, f"{cell['columns']:,}", *times, *(f"{cell[key]:.2f}" for key in ("ratio", "peak_gib", "own_gib"))]
 
 
@@ -135,18 +129,21 @@ def _system(cell: dict) -> str:
 
 def draw_cost(panels: dict[str, list[dict]], path: Path) -> None:
     """Draw step time and memory over identities, a row of panels for each machine, on the fewest ranks measured."""
-    figure = Figure(figsize=(10, 0.6 + 3.6 * max(len(panels), 1)), layout="constrained")
+    figure = Figure(figsize=(11, 0.6 + 3.6 * max(len(panels), 1)), layout="constrained")
     all_axes = figure.subplots(len(panels), 2, squeeze=False)
     for (title, cells), (time, memory) in zip(panels.items(), all_axes, strict=True):
         ranks = min(cell["ranks"] for cell in cells)
         cells = sorted(cells, key=lambda cell: (HEADS.index(cell["head"]), cell["pool_size"], cell["identities"]))
         for system in dict.fromkeys(map(_system, cells)):
             line = [cell for cell in cells if (_system(cell), cell["ranks"]) == (system, ranks)]
-            for axes, key in ((time, "step_ms"), (memory, "own_gib")):
-                axes.plot([cell["identities"] for cell in line], [cell[key] for cell in line], "o-", label=system)
-        time.set(ylabel="step, ms", title=f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}")
+            identities = [cell["identities"] for cell in line]
+            time.plot(identities, [cell["step_ms"] / cell["images"] for cell in line], "o-", label=system)
+            memory.plot(identities, [cell["own_gib"] for cell in line], "o-", label=system)
+        time.set(
+            ylabel="class side of a step, ms an image", title=f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
+        )
         memory.set(ylabel="memory of the head on a rank, GiB")
-        memory.legend(fontsize=8)
+        memory.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in all_axes.flat:
         axes.set(xscale="log", yscale="log", xlabel="identities")
         axes.grid(alpha=0.3, which="both")

@@ -202,13 +202,13 @@ def test_ctrl_c_prints_no_worker_traceback(tmp_path):
         import sys
         sys.path.insert(0, sys.argv[1])
         from test_loader import make_faces, Sampler, IdentityIndex, make_loader
+        from ffc_ds.launching import run_for_user
         faces = make_faces()
         sampler = Sampler(IdentityIndex.build(faces.labels), 24)
-        try:
+        def main():
             for batch in make_loader(faces, sampler, 8, 0, 1, 1, 0, 10**6, 2):
                 print("batch", flush=True)
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
+        run_for_user(main)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), os.path.dirname(__file__)],
@@ -220,5 +220,5 @@ def test_ctrl_c_prints_no_worker_traceback(tmp_path):
     for _ in range(4):  # both workers are up
         assert process.stdout.readline() == "batch\n"
     os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=30)
-    assert out.endswith("stopped\n") and "Traceback" not in errors
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors.startswith("\nstopped;") and "Traceback" not in errors

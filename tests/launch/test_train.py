@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModel
 
 import ffc_ds.models  # noqa: F401 (registers the backbones)
-from tests.launched import ROOT, TINY, class_state, command, environment, losses, metrics, train_tiny
+from tests.launched import ROOT, TINY, class_state, command, environment, launch, losses, metrics, train_tiny
 
 STEPS = 10
 FAST_GALLERY = ("--head.gallery_momentum", "0.5", "--optim.lr", "0.02")  # so that a gallery that stands still shows
@@ -87,7 +87,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
     for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         child.send_signal(signal.SIGKILL)
     process.wait()
-    train_tiny(2, tmp_path / "run", *arguments[len(TINY) + 2 :], "--resume", "latest")
+    train_tiny(2, tmp_path / "run", *arguments[len(TINY) + 2 :], "--resume", "latest", start=launch)
     assert metrics(tmp_path / "run") == metrics(runs / "zero2 on 2")
 
 
