@@ -161,7 +161,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: 
         "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds; images/s "
         "are their median."
     )
-    made = how_it_was_made(f"launch/benchmark.py accuracy --recipe launch/comparisons/{name}.yaml", last["versions"])
+    made = how_it_was_made([f"launch/benchmark.py accuracy --recipe launch/comparisons/{name}.yaml"], last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
 

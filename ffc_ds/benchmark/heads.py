@@ -23,7 +23,7 @@ the matrix products that the same step cannot do without, measured in turn with 
 repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
 steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd.
 A step takes some milliseconds whatever it compares with (more on several ranks, which wait for messages), so ratios
-of a few thousand columns say little."""
+of a few thousand columns say little. Where others use the machine too, the floor shows how fast it was at the time."""
 
 Count = restricted_number_type("Count", float, (">=", 1), docstring="A number, written 1e6 or 1000000.")
 
@@ -105,8 +105,9 @@ def write_heads(output: Path) -> None:
         cells = [cell for cell in found if (cell["machine"], cell["dtype"]) == (machine, dtype)]
         panels[f"{machine}, {dtype}"] = [cell for cell in cells if "skipped" not in cell]
         parts += [f"## {machine}, {dtype}", markdown_table(COLUMNS, map(_row, cells))]
-        made = [how_it_was_made(cell["command"], cell["versions"], machine) for cell in cells]
-        parts += dict.fromkeys(made)
+        for versions in {json.dumps(cell["versions"]): cell["versions"] for cell in cells}.values():
+            commands = dict.fromkeys(cell["command"] for cell in cells if cell["versions"] == versions)
+            parts.append(how_it_was_made(commands, versions, machine))
     (output / "heads.md").write_text("\n\n".join(parts) + "\n")
     draw_cost({title: cells for title, cells in panels.items() if cells}, output / "heads_cost.png")
 

@@ -64,7 +64,7 @@ def run_loader(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "loader.json").write_text(json.dumps(found, indent=1))
     about = ABOUT.format(batch_size=batch_size, image_size=image_size, data=data, rounds=ROUNDS)
-    made = how_it_was_made(this_command(), versions(), this_machine("cpu"))
+    made = how_it_was_made([this_command()], versions(), this_machine("cpu"))
     (folder / "loader.md").write_text("\n\n".join(["# Speed of the data path", about, *_tables(**found), made]) + "\n")
 
 
