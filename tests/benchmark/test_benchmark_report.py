@@ -15,10 +15,7 @@ def test_a_table():
 def test_how_it_was_made_can_be_repeated(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["launch/benchmark.py", "heads", "--output", "my results"])
     made = how_it_was_made([this_command(), "x"], {"torch": "2.13", "device": "x86_64"}, "M")
-    assert (
-        made
-        == "```\npython launch/benchmark.py heads --output 'my results'\npython x\n```\n\ntorch 2.13, on M."
-    )
+    assert made == "```\npython launch/benchmark.py heads --output 'my results'\npython x\n```\n\ntorch 2.13, on M."
     assert how_it_was_made(["x"], {}).endswith(f"{this_machine()}.")
 
 
