@@ -31,4 +31,4 @@ $(VENV)/ready: setup.cfg constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

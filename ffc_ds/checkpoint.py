@@ -76,6 +76,20 @@ def find(resume: str | None, folder: Path) -> Path | None:
     return path
 
 
+def set_newer_aside(path: Path, folder: Path) -> list[Path]:
+    """Rename the checkpoints in `folder` that are newer than `path`, one of them, because the run goes on from there:
+    `latest` must not mean what it leaves behind. Rank 0 only. Returns their new names."""
+    if path.resolve().parent != folder.resolve():
+        return []
+    step, moved = int(path.resolve().name.removeprefix("step-")), []
+    for number, newer in _complete(folder):
+        if number > step:
+            target = folder / f"left-{newer.name}"
+            shutil.rmtree(target, ignore_errors=True)
+            moved.append(newer.rename(target))
+    return moved
+
+
 def verify(path: Path, identity: dict, zero_stage: int) -> dict:
     """The run.json of a complete checkpoint that is about the same model, head and identities. Raises UserError that
     names what is missing or different."""
@@ -132,14 +146,11 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
 
 def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
     """Views of this rank's class state, saved from and loaded into in place."""
-    mesh = init_device_mesh(engine.device.type, (world_size(),))
-    state = {
-        f"head.{name}": _sharded(shard.local, shard.dim, shard.length, mesh) for name, shard in head.shards().items()
-    }
-    return state | (_gallery_state(engine.gallery, engine.zero_stage, mesh) if engine.gallery is not None else {})
+    state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
+    return state | (_gallery_state(engine.gallery, engine.zero_stage) if engine.gallery is not None else {})
 
 
-def _gallery_state(gallery: Gallery, zero_stage: int, mesh) -> dict[str, torch.Tensor]:
+def _gallery_state(gallery: Gallery, zero_stage: int) -> dict[str, torch.Tensor]:
     """Parameters flat, so that a shard of ZeRO-3 and a whole tensor are the same thing to the checkpoint."""
     state = {}
     lengths = {f"average.{name}": getattr(p, "ds_numel", p.numel()) for name, p in gallery.module.named_parameters()}
@@ -147,12 +158,14 @@ def _gallery_state(gallery: Gallery, zero_stage: int, mesh) -> dict[str, torch.T
         if zero_stage == 3 and name in lengths:
             size = len(value)
             own = max(0, min(size, lengths[name] - rank() * size))  # ZeRO-3 pads the last shards
-            value = _sharded(value[:own], 0, lengths[name], mesh)
+            value = _sharded(value[:own], 0, lengths[name])
         state[f"gallery.{name}"] = value
     return state
 
 
-def _sharded(local: torch.Tensor, dim: int, length: int, mesh) -> DTensor:
+def _sharded(local: torch.Tensor, dim: int, length: int) -> DTensor:
+    # On a mesh of another device it would be a copy: class state may lie in host memory.
+    mesh = init_device_mesh(local.device.type, (world_size(),))
     shape = list(local.shape)
     shape[dim] = length
     stride = torch.empty(shape, device="meta").stride()

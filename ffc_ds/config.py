@@ -16,7 +16,7 @@ from ffc_ds.errors import UserError
 class DataConfig:
     """Where images come from and how they are drawn."""
 
-    train: list[str] | str = "generated:1000:64"
+    train: list[str] | str | None = None
     """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS; or a list, [A, B], of sets that
     have no identity in common: each keeps its own labels."""
     split: str = "train"

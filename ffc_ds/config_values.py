@@ -1,5 +1,7 @@
 """The bounds of the settings."""
 
+from math import inf
+
 from ffc_ds.errors import UserError
 
 
@@ -26,7 +28,7 @@ def check_values(config) -> None:
         "model.embedding_size": config.model.embedding_size,
     }
     for key, value in positive.items():
-        if value <= 0:
+        if not 0 < value < inf:
             raise UserError(f"{key} is {value}; it must be above 0.")
     not_negative = {
         "seed": config.seed,
@@ -41,7 +43,7 @@ def check_values(config) -> None:
         "eval.every": config.eval.every,
     }
     for key, value in not_negative.items():
-        if value < 0:
+        if not 0 <= value < inf:
             raise UserError(f"{key} is {value}; it must not be below 0.")
     shares = {
         "data.id_share": config.data.id_share,
@@ -52,12 +54,15 @@ def check_values(config) -> None:
         "head.prefill": config.head.prefill,
         "head.sample_rate": config.head.sample_rate,
         "head.gallery_momentum": config.head.gallery_momentum,
+        "optim.momentum": config.optim.momentum,
         "optim.warmup": config.optim.warmup,
         "eval.holdout": config.eval.holdout,
     }
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
+    if config.seed >= 2**32:
+        raise UserError(f"seed is {config.seed}; it must be below 2^32.")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
     if config.eval.pairs < 20:
@@ -67,7 +72,7 @@ def check_values(config) -> None:
             f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."
         )
     train = config.data.train
-    if not train or (isinstance(train, list) and len(set(train)) < len(train)):
+    if train in ("", []) or (isinstance(train, list) and len(set(train)) < len(train)):
         raise UserError(f"data.train is {train}; it must be the name of a dataset, or a list of different ones.")
     if len(config.head.combined) != 3:
         raise UserError(f"head.combined has {len(config.head.combined)} numbers; it must be [m1, m2, m3].")

@@ -26,12 +26,19 @@ from ffc_ds.models.gallery import Gallery
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls
 
+OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
 
 def init_distributed() -> torch.device:
     """Join the processes of the launcher, or stand alone without one. Returns this rank's device."""
     # DeepSpeed calls ninja by name, also when the environment that holds it is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if "RANK" not in os.environ:
+        if several := [name for name in OTHER_LAUNCHERS if int(os.environ.get(name, 1)) > 1]:
+            raise UserError(
+                f"{several[0]} says that there are several processes, but not which rank each of them is: start them "
+                "with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each."
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -113,7 +120,10 @@ class Engine:
     def __init__(self, config: Config, model: nn.Module, gallery_momentum: float | None = None):
         settings = together(lambda: read_deepspeed_config(config))
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
-        self.dtype = _dtype(settings)
+        self.dtype, self._clip = _dtype(settings), settings["gradient_clipping"]
+        self._plain = self.zero_stage == 0 and self.dtype == torch.float32
+        if self._plain:
+            settings["gradient_clipping"] = 0.0  # DeepSpeed would clip gradients that are no longer there
         follower = None if gallery_momentum is None else copy.deepcopy(model).requires_grad_(False)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
@@ -127,7 +137,6 @@ class Engine:
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
             self._engine.optimizer.check_grad_overflow = True
-        self._plain = self.zero_stage == 0 and self.dtype == torch.float32
         self._plain_norm = 0.0
         self.gallery = None if follower is None else self._make_gallery(follower, gallery_momentum, settings)
         nets = [self.module] + ([self.gallery.module] if self.gallery else [])
@@ -164,11 +173,7 @@ class Engine:
             group["lr"] = learning_rate
         finite = True
         if self._plain and self._engine.is_gradient_accumulation_boundary():
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            self._plain_norm = torch.nn.utils.get_total_norm(grads).item()
-            finite = math.isfinite(self._plain_norm)
-            if not finite:
-                self.module.zero_grad(set_to_none=True)
+            finite = self._clip_or_drop_gradients()
         boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         applied = finite and self._engine.was_step_applied()
@@ -177,6 +182,22 @@ class Engine:
                 torch._foreach_copy_(self._buffers, self._buffers_before)
             self._buffers_before = None
         return applied
+
+    def _clip_or_drop_gradients(self) -> bool:
+        """What ZeRO does otherwise. False if they are not finite."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self._plain_norm = norm.item()
+        if not math.isfinite(self._plain_norm):
+            self.module.zero_grad(set_to_none=True)
+            return False
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+        return True
+
+    @property
+    def optimizer_name(self) -> str:
+        return type(self._engine.basic_optimizer).__name__
 
     @property
     def gradient_norm(self) -> float:
@@ -202,6 +223,8 @@ class Engine:
             raise UserError(f"{folder}/engine cannot be loaded: {reason[0] if reason else error!r}.") from error
         if path is None:
             raise UserError(f"{folder}/engine is missing or incomplete; choose another checkpoint.")
+        if hasattr(self._engine.optimizer, "clip_grad"):
+            self._engine.optimizer.clip_grad = self._clip  # not that of the checkpoint
 
     def weights(self) -> dict[str, Tensor]:
         """The whole probe net as a state dict in host memory, on rank 0; empty on the others. All ranks must call."""

@@ -11,8 +11,9 @@ from ffc_ds.errors import UserError
 GRACE = 5.0  # seconds; the launcher ends all ranks when the first one ends, and that should be the one with the cause
 
 
-def run_for_user(main: Callable[[], None]) -> None:
-    """Run `main` and leave with the right code: 2 for a UserError, whose message is printed once, 130 for Ctrl-C.
+def run_for_user(main: Callable[[], None], to_go_on: str = "the same command starts anew") -> None:
+    """Run `main` and leave with the right code: 2 for a UserError, whose message is printed once, 130 for Ctrl-C, after
+    which it says what `to_go_on`.
 
     Anything else is a defect: traceback and exit code 1, but not before another rank, whose UserError may have been
     the reason, had time to speak.
@@ -28,7 +29,7 @@ def run_for_user(main: Callable[[], None]) -> None:
         _leave(2)
     except KeyboardInterrupt:
         if first:
-            print("\nstopped; go on from the last checkpoint with --resume latest", file=sys.stderr, flush=True)
+            print(f"\nstopped; {to_go_on}", file=sys.stderr, flush=True)
         _leave(130)
     except Exception:
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -35,16 +35,7 @@ class Tracker:
         aside.rename(self._path)
         mode = wandb_mode(config.tracking.wandb)
         if mode != "disabled":
-            self._run = wandb.init(
-                project=config.tracking.project,
-                name=config.tracking.name or folder.resolve().name,
-                id=wandb_id,
-                resume="allow" if wandb_id else None,
-                mode=mode,
-                dir=str(folder),
-                config=asdict(config),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            self._run = _begin(config, folder, wandb_id, mode)
             self.wandb_id = self._run.id
         self._bar = tqdm(total=steps, initial=start_step, unit="step", desc="train", dynamic_ncols=True, mininterval=1)
 
@@ -80,6 +71,32 @@ class Tracker:
             self._run.finish()
 
 
+def _begin(config: Config, folder: Path, wandb_id: str | None, mode: str):
+    """The run in Weights & Biases. Raises UserError if it is to be online and cannot be."""
+
+    def begin(mode):
+        return wandb.init(
+            project=config.tracking.project,
+            name=config.tracking.name or folder.resolve().name,
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
+            mode=mode,
+            dir=str(folder),
+            config=asdict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    try:
+        return begin(mode)
+    except wandb.errors.Error as error:
+        if config.tracking.wandb == "online":
+            raise UserError(
+                f"tracking.wandb is online, but {error}: choose offline, and `wandb sync` later."
+            ) from error
+        tqdm.write(f"Weights & Biases cannot be used online ({error}); going on offline")
+        return begin("offline")
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl; a last line that was cut off is left out."""
     if not path.exists():
@@ -99,7 +116,7 @@ def wandb_mode(wanted: str) -> str:
     """The mode of Weights & Biases for the setting tracking.wandb. Raises UserError for online without a key."""
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_wandb()
     if wanted == "auto":
-        return os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        wanted = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     if wanted == "online" and not has_key:
         raise UserError("tracking.wandb is online, but there is no API key: run `wandb login`, or choose offline.")
     return wanted

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate.utils import set_seed
@@ -12,23 +11,21 @@ from tqdm import tqdm
 from ffc_ds import checkpoint
 from ffc_ds.config import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.identity_index import load_or_build
 from ffc_ds.data.loader import check_batch_size, make_loader
-from ffc_ds.data.loading import has_split
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.data.training_faces import TrainingFaces, load_sets
-from ffc_ds.distributed import all_reduce, barrier, first_rank_first, rank, to_device, together, world_size
+from ffc_ds.distributed import all_reduce, barrier, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.engine import Engine, init_distributed
 from ffc_ds.errors import UserError, shared
-from ffc_ds.evaluation.verifier import Pairs, verify
+from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import build_head
 from ffc_ds.meter import Meter
 from ffc_ds.models import build_backbone
 from ffc_ds.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.schedule import learning_rate
 from ffc_ds.tracking import Tracker, wandb_mode
+from ffc_ds.training_data import open_training_data
 
 PREFILL_STREAM = 200
 PREFILL_CHUNK = 1 << 16
@@ -45,7 +42,7 @@ class Trainer:
         self.device = init_distributed()
         self.accumulation = config.train.accumulation
         together(lambda: check_batch_size(config.data.batch_size, world_size(), self.accumulation))
-        self._open_data()
+        self.faces, self.index, self.pairs = open_training_data(config)
         data, model = config.data, config.model
         self.sampler = together(
             lambda: Sampler(
@@ -90,6 +87,8 @@ class Trainer:
             self.skipped += not applied
             self.meter.step()
             self._after_step(step + 1, lr)
+        if self.start == self.steps:  # resumed at its end
+            self._verify(self.steps)
         return self._finish()
 
     def _loss(self, batch, seed):
@@ -172,34 +171,6 @@ class Trainer:
             )
             self.head.prefill(identities, features)
 
-    def _open_data(self):
-        """The training images, their identities, and the verification pairs."""
-        data, evaluation = self.config.data, self.config.eval
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / "ffc_ds"
-
-        def opened(names, split):
-            faces = load_sets(names, split, data.image_column, data.label_column)
-            return faces, load_or_build(faces.labels, faces.fingerprint, cache)
-
-        faces, index = first_rank_first(lambda: opened(data.train, data.split))
-        self.index = index if data.min_images == 1 else together(lambda: index.at_least(data.min_images))
-        if rank() == 0 and self.index is not index:
-            left_out = index.identities - self.index.identities
-            tqdm.write(f"data.min_images {data.min_images}: {left_out:,} of {index.identities:,} identities left out")
-        if evaluation.bin:
-            self.pairs = together(lambda: Pairs.from_bin(evaluation.bin))
-        else:
-            first = data.train if isinstance(data.train, str) else data.train[0]
-            if together(lambda: has_split(first, evaluation.split)):
-                unseen, held_out = first_rank_first(lambda: opened(first, evaluation.split))
-                name = unseen.name
-            else:
-                unseen, name = faces, f"{evaluation.holdout:.0%} of the identities, held out"
-                self.index, held_out = together(lambda: self.index.split(evaluation.holdout, self.config.seed))
-            seed = self.config.seed
-            self.pairs = together(lambda: Pairs.from_identities(unseen, name, held_out, evaluation.pairs, seed))
-        self.faces = TrainingFaces(faces, self.index)
-
     def _save(self, done):
         self.engine.average_buffers()
         run = {
@@ -234,7 +205,11 @@ class Trainer:
         self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
         self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
-        return run["wandb_id"]
+        if rank() == 0:
+            for left in checkpoint.set_newer_aside(path, self.folder / "checkpoints"):
+                tqdm.write(f"going on from step {self.start}; what was beyond it is kept as {left}")
+        own = path.resolve().parent == (self.folder / "checkpoints").resolve()
+        return run["wandb_id"] if own else None  # another folder is another run
 
     def _identity(self) -> dict:
         """What must be the same for a checkpoint to be of this run."""
@@ -245,6 +220,7 @@ class Trainer:
         drawn += ("shift", "low_resolution", "blur", "grey", "colour")
         data = {f"data.{key}": getattr(config.data, key) for key in drawn}
         optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
+        optim["optimizer"] = self.engine.optimizer_name  # a ds_config may bring its own
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
         count = {"identities": self.index.identities, "images": len(self.index.images)}
         return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}

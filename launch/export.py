@@ -1,6 +1,6 @@
 """Hand a trained backbone to others, or take one in.
 
-python launch/export.py hub RUN_DIR OUTPUT [--push OWNER/NAME] [--with-class-state]
+python launch/export.py hub RUN_DIR OUTPUT [--push OWNER/NAME [--public]] [--with-class-state]
 python launch/export.py onnx RUN_DIR OUTPUT.onnx
 python launch/export.py from-insightface backbone.pth OUTPUT --name iresnet50
 """
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     hub.add_argument("run_dir", type=Path, help=run_dir)
     hub.add_argument("output", type=Path, help="folder to write; it must not exist")
     hub.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository, which is made if need be")
+    hub.add_argument("--public", action="store_true", help="a repository that is made can be seen by everybody")
     hub.add_argument("--with-class-state", action="store_true", help="add class weights or pool, and the gallery net")
 
     onnx = commands.add_parser("onnx", help="ONNX file for any batch size, checked with onnxruntime")

@@ -66,4 +66,4 @@ def _with_underscores(argument: str) -> str:
 
 
 if __name__ == "__main__":
-    run_for_user(lambda: main(sys.argv[1:]))
+    run_for_user(lambda: main(sys.argv[1:]), "the same command goes on")

@@ -19,4 +19,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_for_user(lambda: main(sys.argv[1:]))
+    run_for_user(lambda: main(sys.argv[1:]), "with --resume auto it goes on from the last checkpoint, if there is one")

@@ -66,11 +66,22 @@ def crowded(folder):
     for step in (5, 10, 100):
         checkpoint.save(folder, step, engine, head, {"identity": {}}, keep=2)
     (folder / ".step-200.unfinished").mkdir()
-    return checkpoint.find("latest", folder).name, sorted(path.name for path in folder.glob("step-*"))
+    latest, there = checkpoint.find("latest", folder).name, sorted(path.name for path in folder.glob("step-*"))
+    assert checkpoint.set_newer_aside(folder / "step-10", folder / "elsewhere") == []
+    moved = [path.name for path in checkpoint.set_newer_aside(folder / "step-10", folder)]
+    return (
+        latest,
+        there,
+        moved,
+        checkpoint.find("latest", folder).name,
+        (folder / "left-step-100" / "run.json").is_file(),
+    )
 
 
 def test_latest_is_the_newest_complete_one_and_old_ones_go(tmp_path):
-    assert run_ranks(1, crowded, tmp_path) == [("step-100", ["step-10", "step-100"])]
+    ((latest, there, moved, then, kept),) = run_ranks(1, crowded, tmp_path)
+    assert latest == "step-100" and there == ["step-10", "step-100"]
+    assert moved == ["left-step-100"] and then == "step-10" and kept
 
 
 def refusals(folder):

@@ -13,7 +13,7 @@ from ffc_ds.models import build_backbone
 from tests.ranks import run_ranks
 
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
-ROWS = 8
+ROWS, CLIP = 8, 1e-3
 
 
 def engine_for(name, accumulation=1, batch_norm=False):
@@ -22,7 +22,7 @@ def engine_for(name, accumulation=1, batch_norm=False):
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
     config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json"))
     config.data.batch_size, config.train.accumulation = ROWS * accumulation, accumulation
-    config.optim.lr, config.optim.weight_decay = 0.1, 0.0
+    config.optim.lr, config.optim.weight_decay, config.optim.clip = 0.1, 0.0, CLIP
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     return Engine(config, build_backbone("vit", 16, 8, batch_norm=batch_norm, **small), gallery_momentum=0.9)
@@ -94,11 +94,21 @@ def three_steps_of_each(*names):
 
 def test_gradients_are_those_of_one_process():
     alone, norms = run_ranks(1, three_steps_of_each, "zero0")[0]["zero0"]
+    assert min(norms) > CLIP
     for name, (together, found) in run_ranks(2, three_steps_of_each, "zero0", "zero2", "zero3")[0].items():
         torch.testing.assert_close(torch.tensor(found), torch.tensor(norms), rtol=1e-4, atol=1e-6, msg=name)
         assert alone.keys() == together.keys()
         for key, value in alone.items():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+
+
+def test_processes_of_another_launcher_without_ranks_are_refused(monkeypatch):
+    from ffc_ds.engine import init_distributed
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="OMPI_COMM_WORLD_SIZE says that there are several processes"):
+        init_distributed()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 
 from ffc_ds.config import Config, OptimConfig
 from ffc_ds.errors import UserError
@@ -43,8 +45,30 @@ def test_wandb_never_asks(monkeypatch, tmp_path):
     assert wandb_mode("auto") == "offline"
     with pytest.raises(UserError, match="no API key"):
         wandb_mode("online")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="no API key"):
+        wandb_mode("auto")
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert wandb_mode("auto") == "online" and wandb_mode("offline") == "offline"
+
+
+def test_a_server_that_cannot_be_reached_does_not_end_the_run(monkeypatch, tmp_path, capsys):
+    def init(mode, **_):
+        if mode == "online":
+            raise wandb.errors.CommError("no route to host")
+        return SimpleNamespace(id=mode, finish=lambda: None, summary={})
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = Config(output_dir=str(tmp_path))
+    tracker = Tracker(config, 0, 1)
+    assert tracker.wandb_id == "offline" and "no route to host" in capsys.readouterr().out
+    tracker.close()
+    config.tracking.wandb = "online"
+    with pytest.raises(UserError, match="no route to host: choose offline"):
+        Tracker(config, 0, 1)
 
 
 def test_the_published_schedule():

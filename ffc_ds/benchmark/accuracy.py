@@ -15,7 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from ffc_ds.benchmark.dot_chart import dot_chart
-from ffc_ds.benchmark.report import how_it_was_made, markdown_table
+from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command
 from ffc_ds.errors import UserError
 from ffc_ds.tracking import read_metrics
 
@@ -71,14 +71,31 @@ def run_accuracy(
     # seed by seed within a table, so that it is there early, with few seeds at first
     by_seed = (zip_longest(*each.lines.values()) for each in experiments)
     cells = [cell for cell in dict.fromkeys(cell for table in by_seed for line in table for cell in line) if cell]
-    missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
-    for cell in tqdm(missing, desc="cells", initial=len(cells) - len(missing), total=len(cells)):
-        found = _train(cell, every, Path(work) / name / cell.name, ranks, settings)
+    there = {cell: results / f"{cell.name}.json" for cell in cells if (results / f"{cell.name}.json").exists()}
+    kept = [json.loads(path.read_text()) for path in there.values()]
+    about = {"every": every, "ranks": ranks, "command": this_command()}
+    _check_alike([*kept, about], results)
+    missing = [cell for cell in cells if cell not in there]
+    for cell in tqdm(missing, desc="cells", initial=len(there), total=len(cells)):
+        found = about | _train(cell, every, Path(work) / name / cell.name, ranks, settings)
+        kept.append(found)
+        _check_alike(kept, results)
         aside = results / f"{cell.name}.unfinished"
         aside.write_text(json.dumps(found, indent=1))
         aside.rename(results / f"{cell.name}.json")
-        write_tables(name, experiments, Path(output), ranks)
-    write_tables(name, experiments, Path(output), ranks)
+        write_tables(name, experiments, Path(output))
+    write_tables(name, experiments, Path(output))
+
+
+def _check_alike(found: list[dict], folder: Path) -> None:
+    """Raise UserError unless the cells, as far as they say, are of the same data, budget and number of ranks."""
+    for key in ("every", "ranks", "identities", "images"):
+        values = [each[key] for each in found if key in each]
+        if any(value != values[0] for value in values):
+            raise UserError(
+                f"{folder} holds cells that cannot be compared with this one: {key} is {values[0]} there and "
+                f"{values[-1]} here. Choose another --output, or repeat the settings that they were made with."
+            )
 
 
 def read_recipe(path: Path) -> tuple[dict, list[Experiment]]:
@@ -138,9 +155,9 @@ def _written(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: int) -> None:
+def write_tables(name: str, experiments: list[Experiment], output: Path) -> None:
     """OUTPUT/NAME.md and NAME.png from the cells that are there."""
-    parts, panels, last = [], {}, None
+    parts, panels, commands, last = [], {}, {}, None
     for experiment in experiments:
         rows, panels[experiment.title] = [], {}
         for label, cells in experiment.lines.items():
@@ -148,6 +165,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: 
             found = [json.loads(path.read_text()) for path in paths if path.exists()]
             if found:
                 last = found[-1]
+                commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
                 panels[experiment.title][label] = [100 * each["trained"]["accuracy"] for each in found]
         if rows:
@@ -157,11 +175,11 @@ def write_tables(name: str, experiments: list[Experiment], output: Path, ranks: 
         return
     dot_chart({title: lines for title, lines in panels.items() if lines}, "accuracy, %", output / f"{name}.png")
     about = (
-        f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {ranks} ranks. "
-        "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds; images/s "
-        "are their median."
+        f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {last['ranks']} "
+        "ranks. Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds; "
+        "images/s are their median."
     )
-    made = how_it_was_made([f"launch/benchmark.py accuracy --recipe launch/comparisons/{name}.yaml"], last["versions"])
+    made = how_it_was_made(commands, last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
 

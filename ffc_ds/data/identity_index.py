@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,18 +103,23 @@ class IdentityIndex:
         return cls(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in ("offsets", "images", "names")))
 
 
+def cached(folder: Path, build: Callable[[], IdentityIndex]) -> IdentityIndex:
+    """What `build` makes, made once and memory-mapped from `folder`. Raises UserError when the files are damaged."""
+    if not folder.is_dir():
+        build().save(folder)
+    try:
+        return IdentityIndex.load(folder)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"the identity index in {folder} cannot be read ({error}): delete that folder") from error
+
+
 def load_or_build(labels: np.ndarray, fingerprint: str, cache_dir: str | os.PathLike) -> IdentityIndex:
     """The index of `labels`, built once per dataset fingerprint and memory-mapped from `cache_dir`.
 
     Raises UserError when the cached files are damaged or belong to another number of images.
     """
     folder = Path(cache_dir) / f"identity-index-{fingerprint}"
-    if not folder.is_dir():
-        IdentityIndex.build(labels).save(folder)
-    try:
-        index = IdentityIndex.load(folder)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"the identity index in {folder} cannot be read ({error}): delete that folder") from error
+    index = cached(folder, lambda: IdentityIndex.build(labels))
     if len(index.images) != len(labels) or index.offsets[-1] != len(labels):
         raise UserError(
             f"the identity index in {folder} covers {len(index.images)} images, the dataset has {len(labels)}: "

@@ -21,11 +21,13 @@ FIGURES = ("roc.png", "learning_curve.png")
 OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)
 
 
-def export_hub(run_dir: Path, output: Path, push: str | None = None, with_class_state: bool = False) -> None:
+def export_hub(
+    run_dir: Path, output: Path, push: str | None = None, public: bool = False, with_class_state: bool = False
+) -> None:
     """Write the backbone of a finished run as a folder for the hub, with its model card, and upload it if asked.
 
     run_dir: output_dir of the training. output: folder to write, which must not exist. push: repository to upload it
-    to, made if there is none, with the visibility that is the account's default. with_class_state: add the class
+    to, made if there is none, private unless `public`. with_class_state: add the class
     weights or the pool, and the gallery net, as the last checkpoint has them; they describe the people in the
     training images.
 
@@ -48,7 +50,7 @@ def export_hub(run_dir: Path, output: Path, push: str | None = None, with_class_
             shutil.copyfile(state / "host.npz", folder / "class_state" / "host.npz")
         (folder / "README.md").write_text(model_card(push or output.name, results, figures))
     if push:
-        _upload(output, push)
+        _upload(output, push, public)
 
 
 def import_insightface(weights: Path, output: Path, name: str = "iresnet50", embedding_size: int = 512) -> None:
@@ -101,10 +103,10 @@ def _check_repository(name: str) -> None:
         raise UserError(f"--push {name}: {error}") from None
 
 
-def _upload(folder: Path, repository: str) -> None:
+def _upload(folder: Path, repository: str, public: bool) -> None:
     api = HfApi()
     try:
-        name = api.create_repo(repository, exist_ok=True).repo_id
+        name = api.create_repo(repository, private=not public, exist_ok=True).repo_id
         api.upload_folder(repo_id=name, folder_path=folder)
     except (OSError, ValueError, HTTPError) as error:
         raise UserError(f"{folder} is written, but could not be uploaded to {repository}: {error}") from error

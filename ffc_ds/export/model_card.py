@@ -122,4 +122,6 @@ def _metadata(title: str, backbone: str, benchmark: str, trained: dict) -> str:
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _public(entry) for key, entry in value.items() if key not in PRIVATE}
+    if isinstance(value, list):
+        return [_public(entry) for entry in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -69,10 +69,15 @@ def _class_weights(config, optim, identities, dim, rows, device, seed):
                 f"{identities} identities in groups of {config.group_identities} have {classes} anchors, and a batch "
                 f"could need {min(2 * rows, identities)}: lower head.group_identities or data.batch_size."
             )
-        tensors = 1 + (STATES[optim.name] if optim.memory == "device" else 0)
-        remedy = "class_optim.memory host" if optim.memory == "device" and device.type == "cuda" else "--head.name ffc"
-        what = f"the weights of {classes} classes and the state of their optimizer"
-        _refuse_what_does_not_fit(tensors * classes * dim, config, what, remedy, device)
+        weights, state = classes * dim, STATES[optim.name] * classes * dim
+        of_optimizer = "the state of their optimizer"
+        if optim.memory == "host" and device.type == "cuda":
+            host = torch.device("cpu")
+            _refuse_what_does_not_fit(state, config, f"{of_optimizer}, in host memory,", "--head.name ffc", host)
+            state = 0
+        remedy = "class_optim.memory host" if state and device.type == "cuda" else "--head.name ffc"
+        what = f"the weights of {classes} classes" + (f" and {of_optimizer}" if state else "")
+        _refuse_what_does_not_fit(weights + state, config, what, remedy, device)
 
     together(check)
     head = {"full_fc": FullFC, "partial_fc": PartialFC, "virtual_fc": VirtualFC}[config.name]

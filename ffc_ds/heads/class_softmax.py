@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ffc_ds.distributed import all_reduce
-from ffc_ds.heads.softmax import Cells, OnlineSoftmax, column_blocks, join_ranks
+from ffc_ds.heads.softmax import Cells, OnlineSoftmax, add_rows, column_blocks, join_ranks
 from ffc_ds.heads.workspace import Workspace
 
 
@@ -169,7 +169,7 @@ class ClassSoftmax:
         if inside.start < inside.stop:
             rows = targets.rows[inside]
             onto_targets = (self.surplus[rows] / self.target_norms[number][inside])[:, None] * self.pulled[rows]
-            grad.index_add_(0, targets.columns[inside] - block.start, onto_targets)
+            add_rows(grad, targets.columns[inside] - block.start, onto_targets)
         # only what turns a class weight changes the cosines
         product = torch.mul(grad, weights, out=self.workspace.take("product", grad.shape))
         along = product.sum(1).mul_(inverse_norms.square())

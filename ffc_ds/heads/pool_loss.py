@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
 from ffc_ds.heads.hard_negatives import HardNegatives, largest_of_all_ranks
-from ffc_ds.heads.softmax import Cells, OnlineSoftmax, column_blocks, join_ranks
+from ffc_ds.heads.softmax import Cells, OnlineSoftmax, add_rows, column_blocks, join_ranks
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,9 @@ class _Pass:
         grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)
         share = (common_max - log_sum).exp()
         if margin.changes_negatives:
-            share = torch.zeros_like(self.softmax.max).index_add_(0, self.row.flatten(), share.flatten())
-            grad.index_add_(0, self.source, share[:, None] * self.softmax.pull)
+            shares = torch.zeros_like(self.softmax.max)
+            add_rows(shares, self.row.flatten(), share.flatten())
+            add_rows(grad, self.source, shares[:, None] * self.softmax.pull)
         else:
             grad += share.sum(0)[:, None] * self.softmax.pull
         for matrix, softmax in enumerate(special):

@@ -55,6 +55,14 @@ class Cells:
             cosines[self.rows[inside], columns] = -torch.inf
 
 
+def add_rows(target: Tensor, rows: Tensor, values: Tensor) -> None:
+    """target[rows[i]] += values[i] for rows (int64 [n]) that may repeat, summed in the same order in every run."""
+    if target.is_cuda:
+        target.index_put_((rows,), values, accumulate=True)  # sorts, where index_add_ would add as threads come
+    else:
+        target.index_add_(0, rows, values)
+
+
 class OnlineSoftmax:
     """Running softmax statistics of `rows` rows: `max` [rows], `sum` [rows] of exp(logit - max), `pull` [rows, dim] of
     sum_j exp(logit_j - max) * slope_j * weights_j."""

@@ -17,7 +17,7 @@ from ffc_ds.data.randomness import mix, permute
 from ffc_ds.distributed import to_device
 from ffc_ds.heads.class_softmax import Columns
 from ffc_ds.heads.full_fc import FullFC
-from ffc_ds.heads.softmax import Cells
+from ffc_ds.heads.softmax import Cells, add_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class VirtualFC(FullFC):
         column[own] = np.arange(len(own))
         targets = Cells(column[lease.identity[rows]], device, rows)
         generated = torch.zeros(len(own), features.shape[1], device=device)
-        generated.index_add_(0, targets.columns, features[targets.rows])
+        add_rows(generated, targets.columns, features[targets.rows])
         generated = F.normalize(generated, dim=1)
         none = np.empty(0, np.int64)
         return [
@@ -99,5 +99,5 @@ class VirtualFC(FullFC):
         ]
         grad = torch.zeros(len(distinct), self.weights.shape[1], device=device)
         if grads:
-            grad.index_add_(0, to_device(place, device), torch.cat(grads)[to_device(kept, device)])
+            add_rows(grad, to_device(place, device), torch.cat(grads)[to_device(kept, device)])
         return Cells(distinct, device), centers[to_device(latest, device)], grad.div_(len(parts))

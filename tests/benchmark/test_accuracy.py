@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import yaml
 
+from ffc_ds.benchmark import accuracy
 from ffc_ds.benchmark.accuracy import read_recipe, run_accuracy
 from ffc_ds.errors import UserError
 from tests.launched import ROOT, TINY
@@ -41,6 +42,13 @@ def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeyp
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a cell that is there was run again"))
     run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+    with pytest.raises(UserError, match="cannot be compared with this one: ranks is 1 there and 2 here"):
+        run_accuracy(str(recipe), ("train.steps=3",), 2, **folders)
+    cells[0].unlink()
+    monkeypatch.setattr(accuracy, "_train", lambda *_: found[0] | {"images": 7})
+    with pytest.raises(UserError, match="cannot be compared .* images is .* there and 7 here"):
+        run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+    assert not cells[0].exists()
 
 
 def test_a_run_that_fails_says_why(recipe, tmp_path):

@@ -40,7 +40,7 @@ def finished_run(folder: Path, name: str = "iresnet18", image_size: int = 32):
             "output_dir": "/home/someone/runs/one",
             "seed": 3,
             "resume": None,
-            "data": {"train": "/home/someone/faces", "batch_size": 128},
+            "data": {"train": ["/home/someone/faces", "owner/others"], "batch_size": 128},
             "model": {"name": name, "image_size": image_size, "embedding_size": 24, "overrides": SMALL[name]},
             "head": {"name": "ffc", "pool_size": 460.0},
             "eval": {"bin": "/home/someone/heldout.bin"},

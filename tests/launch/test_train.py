@@ -91,6 +91,18 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
     assert metrics(tmp_path / "run") == metrics(runs / "zero2 on 2")
 
 
+def test_a_run_can_end_at_a_checkpoint_and_lives_on_elsewhere(runs, tmp_path):
+    earlier = runs / "zero2 on 1" / "checkpoints" / "step-3"
+    arguments = ("--deepspeed", "ds_configs/zero2.json", *FAST_GALLERY, "--resume", str(earlier), "--train.steps", "3")
+    train_tiny(1, tmp_path, *arguments, WANDB_MODE="offline")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 3 and 0 <= results["trained"]["accuracy"] <= 1 and (tmp_path / "roc.png").is_file()
+    ids = [
+        {path.stem for path in folder.glob("wandb/offline-run-*/*.wandb")} for folder in (tmp_path, earlier.parents[1])
+    ]
+    assert all(ids) and not ids[0] & ids[1]
+
+
 def test_a_finished_run_leaves_model_results_and_figures(runs):
     folder = runs / "zero3 on 2"
     results = json.loads((folder / "results.json").read_text())

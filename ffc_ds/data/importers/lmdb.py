@@ -1,7 +1,8 @@
-"""LMDBs as the FFC code reads them: a file of lines "key label", and values that are serialized `Datum` messages.
+"""LMDBs as the FFC code reads and writes them: a file of lines "key label", and values that are `Datum` messages.
 
-A Datum (of Caffe) holds the image in field 4. It is read by protobuf's wire format, without its schema: a tag (number
-of the field and kind of value), then a varint, 8 bytes, 4 bytes, or a length and as many bytes.
+A Datum holds the image in field 4 (Caffe's schema) or in field 1 (that of FFC's own tool). It is read by protobuf's
+wire format, without the schema: a tag (number of the field and kind of value), then a varint, 8 bytes, 4 bytes, or a
+length and as many bytes.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ffc_ds.errors import UserError
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 FIXED = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-IMAGE_FIELD = 4
+IMAGE_FIELDS = 4, 1  # Caffe's field 1 is a number
 
 
 def plan_lmdb(source: str, keys: str, shard_images: int = 20_000) -> Plan:
@@ -64,10 +65,10 @@ def read_values(path: Path, lines: Lines) -> Iterator[Record | Broken]:
 def image_of(value: bytes) -> bytes:
     """The image in a Datum, or the value itself if it is no Datum: some LMDBs hold the bare image."""
     try:
-        image = dict(_fields(value)).get(IMAGE_FIELD)
+        fields = dict(_fields(value))
     except IndexError:
-        image = None
-    return image if isinstance(image, bytes) else value
+        return value
+    return next((fields[number] for number in IMAGE_FIELDS if isinstance(fields.get(number), bytes)), value)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -1,5 +1,6 @@
 """WebDataset tars of NAME.jpg and NAME.cls, on disk or in a dataset repository of the hub."""
 
+import fnmatch
 import glob
 import lzma
 import tarfile
@@ -17,6 +18,7 @@ from ffc_ds.data.importers.plan import Broken, Plan, Record, parse_label, printa
 from ffc_ds.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
+TARS = (".tar", ".tar.gz", ".tgz")
 BLOCK = 512  # bytes; a tar consists of such, and ends in empty ones
 
 
@@ -24,18 +26,21 @@ def plan_webdataset(source: str) -> Plan:
     """Plan the import of WebDataset tars, each of which becomes one parquet file.
 
     Args:
-        source: folder of tars, a pattern such as 'FOLDER/train-*.tar', or a dataset on the hub as OWNER/NAME.
+        source: folder of tars, a pattern such as 'FOLDER/train-*.tar', or a dataset on the hub as OWNER/NAME or, for
+            some of its tars, 'OWNER/NAME/train-*.tar'. Tars that count identities anew must be imported apart.
     """
     if Path(source).is_dir():
-        tars = sorted(Path(source).glob("*.tar"))
+        tars = sorted(path for path in Path(source).iterdir() if path.name.endswith(TARS))
     else:
         tars = [Path(path) for path in sorted(glob.glob(source, recursive=True))]
     if tars:
         sizes = {str(tar.resolve()): tar.stat().st_size for tar in tars}
         return Plan({"tars": sizes}, [partial(read_tar, tar, tar.name) for tar in tars])
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")) or "*" in source:
+    owner, _, rest = source.partition("/")
+    name, _, pattern = rest.partition("/")
+    if Path(source).exists() or not name or source.startswith((".", "/")) or "*" in owner + name:
         raise UserError(f"there is no tar at {source}: give a folder of tars, a pattern in quotes, or OWNER/NAME")
-    return _plan_hub(source)
+    return _plan_hub(f"{owner}/{name}", pattern or "*")
 
 
 def read_tar(path: Path, name: str) -> Iterator[Record | Broken]:
@@ -84,16 +89,19 @@ def _record(key: str, contents: dict[str, bytes]) -> Record | Broken:
     return Record(key, image, label, str(label))
 
 
-def _plan_hub(repo: str) -> Plan:
+def _plan_hub(repo: str, pattern: str) -> Plan:
     try:
         info = huggingface_hub.HfApi().dataset_info(repo)
     except Exception as error:  # the HTTP client's own kinds of error change with its version
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"no folder {repo} here, and no dataset of that name on the hub ({reason})") from error
-    tars = sorted(file.rfilename for file in info.siblings if file.rfilename.endswith(".tar"))
+    files = [file.rfilename for file in info.siblings if file.rfilename.endswith(TARS)]
+    tars = sorted(fnmatch.filter(files, pattern))
     if not tars:
+        if files:
+            raise UserError(f"none of the {len(files)} tars of dataset {repo} on the hub is called {pattern}")
         raise UserError(f"dataset {repo} on the hub holds no tar: it can be used as it is if load_dataset opens it")
-    about = {"hub": repo, "revision": info.sha, "tars": len(tars)}
+    about = {"hub": repo, "revision": info.sha, "tars": len(tars), "pattern": pattern}
     return Plan(about, [partial(_read_hub_tar, repo, info.sha, tar) for tar in tars])
 
 

@@ -29,6 +29,17 @@ def datum_class():
 DATUM = datum_class()
 
 
+def datum_of_ffc(image: bytes) -> bytes:
+    """As FFC's tools/make_lmdb.py writes it."""
+    file = descriptor_pb2.FileDescriptorProto(name="ffc.proto", package="ffc")
+    field = {"name": "data", "number": 1, "type": Field.TYPE_BYTES, "label": Field.LABEL_OPTIONAL}
+    file.message_type.add(name="Datum").field.add(**field)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    message = message_factory.GetMessageClass(pool.FindMessageTypeByName("ffc.Datum"))
+    return message(data=image).SerializeToString()
+
+
 def datum(image: bytes, **more) -> bytes:
     return DATUM(
         **{"channels": 3, "height": 112, "width": 112, "data": image, "label": 7, "encoded": True} | more
@@ -50,7 +61,8 @@ def write_keys(path, lines: list[str]):
 @pytest.mark.parametrize("subdir", [True, False])
 def test_datums_and_bare_images_arrive_identical(tmp_path, subdir):
     images = pictures(12)
-    values = [datum(image) if i % 2 else image for i, image in enumerate(images)]
+    forms = (datum, datum_of_ffc, bytes)
+    values = [forms[i % 3](image) for i, image in enumerate(images)]
     names = [f"m.0{i % 4}/{i} ü.jpg" for i in range(12)]
     source = write_lmdb(tmp_path / "train", dict(zip(names, values, strict=True)), subdir)
     separators = [" ", "\t", "  "]

@@ -138,7 +138,7 @@ def hub(tars, monkeypatch):
 
 def test_a_hub_dataset_is_downloaded_tar_by_tar(hub, tars):
     plan = plan_webdataset("owner/faces")
-    assert plan.about == {"hub": "owner/faces", "revision": "abc", "tars": 3}
+    assert plan.about == {"hub": "owner/faces", "revision": "abc", "tars": 3, "pattern": "*"}
     records, broken = collect(plan)
     assert [(r.image, r.label, r.identity) for r in records] == EXPECTED and not broken
     assert records[0].key == "b/train-0.tar/part/00000"
@@ -146,6 +146,21 @@ def test_a_hub_dataset_is_downloaded_tar_by_tar(hub, tars):
     (tars / "train-2.tar").unlink()
     with pytest.raises(UserError, match="b/train-2.tar of owner/faces cannot be downloaded .* goes on later"):
         collect(plan)
+
+
+def test_some_tars_of_a_hub_dataset(hub):
+    plan = plan_webdataset("owner/faces/b/train-[01].tar")
+    assert plan.about["tars"] == 2
+    with pytest.raises(UserError, match=r"none of the 3 tars of dataset owner/faces on the hub is called val-\*"):
+        plan_webdataset("owner/faces/val-*")
+
+
+def test_compressed_tars(tars, tmp_path):
+    (tmp_path / "gz").mkdir()
+    for tar in tars.iterdir():
+        (tmp_path / "gz" / f"{tar.name}.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    records, broken = collect(plan_webdataset(str(tmp_path / "gz")))
+    assert [(r.image, r.label, r.identity) for r in records] == EXPECTED and not broken
 
 
 def test_a_hub_without_such_a_dataset(hub, monkeypatch):
