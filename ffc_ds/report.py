@@ -28,7 +28,7 @@ def write_report(config: Config, results: dict, weights: dict[str, Tensor], last
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     lines = read_metrics(folder / "metrics.jsonl")
     curves = {"accuracy": "pair verification"}
-    if any(line.get("accuracy") is not None for line in lines):
+    if all(any(line.get(key) is not None for line in lines) for key in ("accuracy", "loss")):
         learning_curve(lines, curves, folder / "learning_curve.png", losses={"loss": "training loss"})
     if last is not None:
         roc_figure({config.head.name: last}, folder / "roc.png")
