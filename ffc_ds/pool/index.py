@@ -2,7 +2,7 @@
 
 The index lives in host memory, is the same on every rank, and never looks at the device. A step costs what its labels
 cost: neither the number of slots nor the number of identities enters (compaction is amortised over the touches that
-made it needed). All state is numpy arrays, about 70 bytes a slot.
+made it needed). All state is numpy arrays, about 60 bytes a slot.
 
 The LRU order is a log of touches: `_log[p]` is the slot touched at time p, and the entry counts only while
 `_stamp[slot] == p`. A touch appends; the least recently used slots are the first entries that still count.
