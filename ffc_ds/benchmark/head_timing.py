@@ -53,6 +53,7 @@ def _on_rank(rank, cell, repeats, store, path, about):
 
 def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     together(lambda: refuse(cell, device))
+    _forget_peak(device)
     before = _peak(device)
     head = head_of(cell, device)
     _forget_peak(device)
@@ -74,7 +75,7 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
         "floor_ms": 1000 * np.median(times[:, 1]),
         "ratio": np.median(times[:, 0] / times[:, 1]),
         "peak_gib": peak,
-        "own_gib": peak - before,
+        "own_gib": max(peak - before, 0.0),  # what was free in the process before may be used again
         "repeats": repeats,
     }
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import datasets
 import numpy as np
@@ -216,6 +217,7 @@ def test_ctrl_c_prints_no_worker_traceback(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     for _ in range(4):  # both workers are up
         assert process.stdout.readline() == "batch\n"
