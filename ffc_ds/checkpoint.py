@@ -76,12 +76,10 @@ def find(resume: str | None, folder: Path) -> Path | None:
     return path
 
 
-def set_newer_aside(path: Path, folder: Path) -> list[Path]:
-    """Rename the checkpoints in `folder` that are newer than `path`, one of them, because the run goes on from there:
-    `latest` must not mean what it leaves behind. Rank 0 only. Returns their new names."""
-    if path.resolve().parent != folder.resolve():
-        return []
-    step, moved = int(path.resolve().name.removeprefix("step-")), []
+def set_newer_aside(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints in `folder` beyond `step`, because the run goes on from there: `latest` must not mean what
+    it leaves behind. Rank 0 only. Returns their new names."""
+    moved = []
     for number, newer in _complete(folder):
         if number > step:
             target = folder / f"left-{newer.name}"

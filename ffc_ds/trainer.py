@@ -205,11 +205,13 @@ class Trainer:
         self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
         self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
+        folder = self.folder / "checkpoints"
+        if path.resolve().parent != folder.resolve():
+            return None  # another folder is another run
         if rank() == 0:
-            for left in checkpoint.set_newer_aside(path, self.folder / "checkpoints"):
+            for left in checkpoint.set_newer_aside(folder, self.start):
                 tqdm.write(f"going on from step {self.start}; what was beyond it is kept as {left}")
-        own = path.resolve().parent == (self.folder / "checkpoints").resolve()
-        return run["wandb_id"] if own else None  # another folder is another run
+        return run["wandb_id"]
 
     def _identity(self) -> dict:
         """What must be the same for a checkpoint to be of this run."""

@@ -67,8 +67,8 @@ def crowded(folder):
         checkpoint.save(folder, step, engine, head, {"identity": {}}, keep=2)
     (folder / ".step-200.unfinished").mkdir()
     latest, there = checkpoint.find("latest", folder).name, sorted(path.name for path in folder.glob("step-*"))
-    assert checkpoint.set_newer_aside(folder / "step-10", folder / "elsewhere") == []
-    moved = [path.name for path in checkpoint.set_newer_aside(folder / "step-10", folder)]
+    assert checkpoint.set_newer_aside(folder, 100) == []
+    moved = [path.name for path in checkpoint.set_newer_aside(folder, 10)]
     return (
         latest,
         there,
