@@ -86,7 +86,7 @@ class HeadConfig:
     scale: float | None = None
     """Factor on the cosines before the softmax; by default 32 for ffc and 64 for the others."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the class state and of the products with it; sums, statistics and gradients are float32 in any case."""
+    """Type of the class state and of the products with it; sums and statistics are float32 in any case."""
     workspace_mb: int = 256
     """Memory for logits on each rank: they are worked on in blocks, however many classes there are, and kept from the
     loss to the update of the class weights if all of them fit."""
@@ -115,9 +115,14 @@ class HeadConfig:
     own_rows_only: bool = True
     """ffc: row k of a slot counts only if its present holder wrote it. The released code does not look."""
     arc_guard: bool = True
-    """arc: keeps falling beyond theta = pi - margin. The released codes let it rise."""
+    """arc, combined: keeps falling where the angle with its margin exceeds pi. The released codes let it rise."""
     preset: Literal["none", "f2c"] = "none"
     """ffc: f2c is the released code: group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard off."""
+
+
+def slots_of_pool(pool_size: float, identities: float) -> int:
+    """Slots that a `pool_size`, a share of the identities or a number, stands for."""
+    return round(pool_size * identities) if pool_size <= 1 else int(pool_size)
 
 
 @dataclass
@@ -252,7 +257,7 @@ def _parse(arguments: list[str]) -> Config:
     except ArgumentError as error:
         raise UserError(f"The settings cannot be used: {error}") from None
     config = Config(**{entry.name: parsed[entry.name] for entry in fields(Config)})
-    _apply_preset(config.head)
+    _apply_preset(config.head, {argument.split("=")[0] for argument in arguments})
     check_values(config)
     return config
 
@@ -262,8 +267,11 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
-def _apply_preset(head: HeadConfig) -> None:
+def _apply_preset(head: HeadConfig, given: set[str]) -> None:
+    if head.preset == "f2c" and head.name != "ffc":
+        raise UserError(f"head.preset f2c is for head.name ffc, not for {head.name}. Drop one.")
     for name, value in F2C.items() if head.preset == "f2c" else ():
-        if getattr(head, name) not in (value, getattr(HeadConfig, name)):
-            raise UserError(f"head.{name} is {getattr(head, name)}, but head.preset f2c stands for {value}. Drop one.")
+        own = getattr(head, name)
+        if own != value and (own != getattr(HeadConfig, name) or f"--head.{name}" in given):
+            raise UserError(f"head.{name} is {own}, but head.preset f2c stands for {value}. Drop one.")
         setattr(head, name, value)

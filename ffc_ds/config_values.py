@@ -36,6 +36,7 @@ def check_values(config) -> None:
         "data.shift": config.data.shift,
         "head.fresh_weight": config.head.fresh_weight,
         "head.interclass_filter": config.head.interclass_filter,
+        "head.margin_strength": config.head.margin_strength or 0,
         "class_optim.momentum": config.class_optim.momentum,
         "class_optim.weight_decay": config.class_optim.weight_decay,
         "optim.clip": config.optim.clip,
@@ -74,5 +75,5 @@ def check_values(config) -> None:
     train = config.data.train
     if train in ("", []) or (isinstance(train, list) and len(set(train)) < len(train)):
         raise UserError(f"data.train is {train}; it must be the name of a dataset, or a list of different ones.")
-    if len(config.head.combined) != 3:
-        raise UserError(f"head.combined has {len(config.head.combined)} numbers; it must be [m1, m2, m3].")
+    if len(config.head.combined) != 3 or not 0 < config.head.combined[0] < inf:
+        raise UserError(f"head.combined is {config.head.combined}; it must be [m1, m2, m3], and m1 above 0.")

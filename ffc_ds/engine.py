@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ffc_ds.config import Config
 from ffc_ds.distributed import TIMEOUT, all_reduce, barrier, rank, together, world_size
-from ffc_ds.errors import UserError
+from ffc_ds.errors import UserError, shared
 from ffc_ds.models.gallery import Gallery
 
 logger.setLevel(logging.WARNING)
@@ -52,6 +52,8 @@ def init_distributed() -> torch.device:
     if local_rank >= accelerator.device_count():
         raise UserError(f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators.")
     torch.backends.cudnn.deterministic = True  # a resumed run is the same run
+    for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
+        getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(False)
     accelerator.set_device(local_rank)
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
     return torch.device(accelerator.device_name(local_rank))
@@ -90,8 +92,10 @@ def read_deepspeed_config(config: Config) -> dict:
     _fill_optimizer(settings, config, path)
     if left := [key for key, value in _leaves(settings) if value == "auto"]:
         raise UserError(f'{path}: {", ".join(left)} is "auto", but there is nothing here to fill in. Give a value.')
-    # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors.
-    return {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False} | settings
+    # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
+    # make the host wait for the device twice a micro-batch.
+    defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return defaults | {"timers": {"throughput": {"enabled": False}}} | settings
 
 
 def _fill_optimizer(settings: dict, config: Config, path: Path) -> None:
@@ -141,15 +145,17 @@ class Engine:
         self.gallery = None if follower is None else self._make_gallery(follower, gallery_momentum, settings)
         nets = [self.module] + ([self.gallery.module] if self.gallery else [])
         self._buffers = [buffer for net in nets for buffer in net.buffers()]
-        self._buffers_before = None  # as they were at the start of the step
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]  # as they were at the start of the step
+        self._at_start = True
 
     def _make_gallery(self, module, momentum, settings) -> Gallery:
         forward = module.to(self.device)
         for parameter in module.parameters():  # buffers stay fp32, as DeepSpeed leaves those of the probe
             parameter.data = parameter.data.to(self.dtype)
         if self.zero_stage == 3:
-            # Nothing may stay gathered from one forward to the next: the average changes the shards in between.
-            fresh = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+            # The average changes the shards between two forwards: nothing may stay gathered, or be gathered by a
+            # stream that does not wait for it.
+            fresh = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "overlap_comm": False}
             zero = settings["zero_optimization"] | fresh
             settings = {key: value for key, value in settings.items() if key != "optimizer"}
             forward, *_ = deepspeed.initialize(model=module, config=settings | {"zero_optimization": zero})
@@ -158,8 +164,9 @@ class Engine:
 
     def features(self, images: Tensor) -> Tensor:
         """[n, dim] of the probe net for its input [n, 3, S, S], with gradient. Called before the gallery's."""
-        if self._buffers_before is None:
-            self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        if self._at_start:
+            _copy_all(self._buffers, self._buffers_before)
+            self._at_start = False
         return self._engine(images).embeddings
 
     def backward(self, loss: Tensor) -> None:
@@ -175,13 +182,24 @@ class Engine:
         if self._plain and self._engine.is_gradient_accumulation_boundary():
             finite = self._clip_or_drop_gradients()
         boundary = self._engine.is_gradient_accumulation_boundary()
-        self._engine.step()
+        self._step_of_deepspeed()
         applied = finite and self._engine.was_step_applied()
         if boundary:
-            if not applied and self._buffers:  # the statistics of batch normalisation have seen what made the step fail
-                torch._foreach_copy_(self._buffers, self._buffers_before)
-            self._buffers_before = None
+            if not applied:  # the statistics of batch normalisation have seen what made the step fail
+                _copy_all(self._buffers_before, self._buffers)
+            self._at_start = True
         return applied
+
+    def _step_of_deepspeed(self):
+        try:
+            self._engine.step()
+        except Exception as error:  # of no type of its own
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise shared(
+                "fp16: gradients are not finite with any loss scale, step after step: the run has diverged. Go on from "
+                "an earlier checkpoint with a lower optim.lr, or compute in bf16."
+            ) from error
 
     def _clip_or_drop_gradients(self) -> bool:
         """What ZeRO does otherwise. False if they are not finite."""
@@ -236,6 +254,14 @@ class Engine:
         if self._engine.global_rank == 0:
             gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
         return gathered
+
+
+def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """One launch for all floats and one for all counts, where a copy each would be hundreds."""
+    for floats in (True, False):
+        pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].is_floating_point() == floats]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 def _dtype(settings: dict) -> torch.dtype:

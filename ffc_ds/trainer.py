@@ -19,7 +19,7 @@ from ffc_ds.embedding import embed
 from ffc_ds.engine import Engine, init_distributed
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
-from ffc_ds.heads import build_head
+from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.meter import Meter
 from ffc_ds.models import build_backbone
 from ffc_ds.report import backbone_settings, percent, table, versions, write_report
@@ -41,19 +41,20 @@ class Trainer:
         self.config, self.folder = config, Path(config.output_dir)
         self.device = init_distributed()
         self.accumulation = config.train.accumulation
-        together(lambda: check_batch_size(config.data.batch_size, world_size(), self.accumulation))
-        self.faces, self.index, self.pairs = open_training_data(config)
         data, model = config.data, config.model
+        whole = data.images_per_identity // 2 if data.loader == "id" else 1
+        together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
+        self.faces, self.index, self.pairs = open_training_data(config)
         self.sampler = together(
             lambda: Sampler(
                 self.index, data.batch_size, data.loader, data.id_share, config.seed, data.images_per_identity
             )
         )
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
-        rows = self.sampler.rows // self.accumulation
-        dim = model.embedding_size
+        rows, dim = self.sampler.rows // self.accumulation, model.embedding_size
+        batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
         self.head = build_head(
-            config.head, config.class_optim, self.index.identities, dim, rows, self.device, config.seed
+            config.head, config.class_optim, self.index.identities, dim, batches, self.device, config.seed
         )
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))

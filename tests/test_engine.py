@@ -138,3 +138,18 @@ def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
     with pytest.raises(UserError) as caught:
         read_deepspeed_config(config)
     assert all(word in str(caught.value) for word in mentions), caught.value
+
+
+def diverged():
+    engine = engine_for("zero2")
+
+    def step():
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    engine._engine.step = step  # as DeepSpeed does in fp16, which no CPU computes in
+    with pytest.raises(UserError, match="the run has diverged"):
+        engine.step(0.1)
+
+
+def test_a_loss_scale_that_cannot_fall_further_is_explained():
+    run_ranks(1, diverged)

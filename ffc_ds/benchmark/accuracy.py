@@ -89,7 +89,7 @@ def run_accuracy(
 
 def _check_alike(found: list[dict], folder: Path) -> None:
     """Raise UserError unless the cells, as far as they say, are of the same data, budget and number of ranks."""
-    for key in ("every", "ranks", "identities", "images"):
+    for key in ("every", "ranks", "identities", "images", "steps"):
         values = [each[key] for each in found if key in each]
         if any(value != values[0] for value in values):
             raise UserError(

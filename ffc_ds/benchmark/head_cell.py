@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ffc_ds.benchmark.plain_softmax import PlainSoftmax
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config import ClassOptimConfig, HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import permute
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
-from ffc_ds.heads import build_head
+from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.heads.base import Head
 
 DIM = 512
@@ -48,7 +48,7 @@ class Cell:
     def columns(self) -> int:
         """What a step compares with, on all ranks."""
         if self.head == "ffc":
-            return round(self.pool_size * self.identities) if self.pool_size <= 1 else int(self.pool_size)
+            return slots_of_pool(self.pool_size, self.identities)
         if self.head == "partial_fc":
             return max(1, round(HeadConfig.sample_rate * self.identities))
         return -(-self.identities // (HeadConfig.group_identities if self.head == "virtual_fc" else 1))
@@ -88,7 +88,8 @@ def head_of(cell: Cell, device: torch.device) -> Head:
     if cell.head == "plain":
         return PlainSoftmax(cell.identities, DIM, getattr(torch, cell.dtype), device)
     rows = cell.view_rows * cell.ranks
-    head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, rows, device, seed=0)
+    batches = MicroBatches(rows, 2 * rows)
+    head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, batches, device, seed=0)
     for shard in head.shards().values():
         shard.local.mul_(1)  # the system gives memory to zeros only when they are written
     for start in range(0, cell.columns if cell.head == "ffc" else 0, AT_ONCE):

@@ -1,5 +1,6 @@
 """The batches of one rank, decoded by worker processes in the order of the steps."""
 
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -104,14 +105,16 @@ def image_batches(faces: Faces, rows: np.ndarray, image_size: int, batch_size: i
     return _OrderedLoader(batches, range(0, len(rows), batch_size), workers)
 
 
-def check_batch_size(batch_size: int, world_size: int, accumulation: int) -> None:
-    """Raise UserError, naming the nearest sizes that work, when a global batch cannot be cut evenly."""
-    unit = 2 * world_size * accumulation
+def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_each: int = 1) -> None:
+    """Raise UserError, naming the nearest sizes that work, when a global batch cannot be cut evenly, or a micro-batch
+    would cut the `rows_each` of an identity in a view."""
+    unit = 2 * math.lcm(world_size, rows_each) * accumulation
     if batch_size < unit or batch_size % unit:
         below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
         raise UserError(
             f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
-            f"accumulated micro-batches: choose {f'{below} or ' if below else ''}{above}"
+            f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
+            f"choose {f'{below} or ' if below else ''}{above}"
         )
 
 

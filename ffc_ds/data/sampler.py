@@ -74,14 +74,18 @@ class Sampler:
                 f"choose {f'{below} or ' if below else ''}{below + images_per_identity}"
             )
         self.index, self.batch_size, self.seed, self.images_per_identity = index, batch_size, seed, images_per_identity
-        self.rows, rows_each = batch_size // 2, images_per_identity // 2
+        self.rows, self.rows_each = batch_size // 2, images_per_identity // 2
         share = {"dual": id_share, "id": 1, "instance": 0}[loader]
-        self.identities_per_step = min(round(self.rows * share / rows_each), self.rows // rows_each)
-        self.id_rows = self.identities_per_step * rows_each
+        self.identities_per_step = min(round(self.rows * share / self.rows_each), self.rows // self.rows_each)
+        self.id_rows = self.identities_per_step * self.rows_each
         self.instance_rows = self.rows - self.id_rows
         # Both kinds are spread evenly over the view, so that every rank's contiguous part holds the same mix.
-        places = np.r_[np.repeat(_midpoints(self.identities_per_step), rows_each), _midpoints(self.instance_rows)]
+        places = np.r_[np.repeat(_midpoints(self.identities_per_step), self.rows_each), _midpoints(self.instance_rows)]
         self._order = np.argsort(places, kind="stable")
+
+    def most_identities(self, rows: int) -> int:
+        """Identities that a micro-batch of so many rows of both views shows at most."""
+        return 2 * rows if self.instance_rows else rows // self.rows_each
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of `step`; a pure function, so steps can be asked for in any order by any process."""

@@ -1,11 +1,12 @@
 """The systems, one file each, behind the contract of `base.py`."""
 
 import os
+from dataclasses import dataclass
 
 import psutil
 import torch
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config import ClassOptimConfig, HeadConfig, slots_of_pool
 from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
@@ -13,16 +14,26 @@ from ffc_ds.heads.base import Head
 STATES = {"sgd": 1, "adamw": 2}  # tensors of the shape of the class weights that an optimizer keeps
 
 
+@dataclass(frozen=True)
+class MicroBatches:
+    """What a head is going to see: `rows` of each view, of all ranks, with at most so many `identities` in both, and
+    `accumulation` of them in a step."""
+
+    rows: int
+    identities: int
+    accumulation: int = 1
+
+
 def build_head(
     config: HeadConfig,
     optim: ClassOptimConfig,
     identities: int,
     dim: int,
-    rows: int,
+    batches: MicroBatches,
     device: torch.device,
     seed: int,
 ) -> Head:
-    """The head that `config.name` asks for, for features of `dim` numbers and views of `rows` rows over all ranks.
+    """The head that `config.name` asks for, for features of `dim` numbers.
 
     Raises UserError on all ranks if the head cannot hold the identities of a batch, or the memory the class state.
     """
@@ -31,14 +42,14 @@ def build_head(
 
         return together(lambda: Metric(config))
     if config.name == "ffc":
-        return _ffc(config, identities, dim, rows, device, seed)
-    return _class_weights(config, optim, identities, dim, rows, device, seed)
+        return _ffc(config, identities, dim, batches.rows, device, seed)
+    return _class_weights(config, optim, identities, dim, batches, device, seed)
 
 
 def _ffc(config, identities, dim, rows, device, seed):
     from ffc_ds.heads.ffc import FFC
 
-    capacity = round(config.pool_size * identities) if config.pool_size <= 1 else int(config.pool_size)
+    capacity = slots_of_pool(config.pool_size, identities)
 
     def check():
         if capacity < rows:
@@ -55,7 +66,7 @@ def _ffc(config, identities, dim, rows, device, seed):
     return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)
 
 
-def _class_weights(config, optim, identities, dim, rows, device, seed):
+def _class_weights(config, optim, identities, dim, batches, device, seed):
     from ffc_ds.heads.full_fc import FullFC
     from ffc_ds.heads.partial_fc import PartialFC
     from ffc_ds.heads.virtual_fc import VirtualFC
@@ -64,16 +75,17 @@ def _class_weights(config, optim, identities, dim, rows, device, seed):
     classes = -(-identities // config.group_identities) if grouped else identities
 
     def check():
-        if grouped and classes < min(2 * rows, identities):
+        if grouped and classes < (needed := min(batches.identities, identities)):
             raise UserError(
                 f"{identities} identities in groups of {config.group_identities} have {classes} anchors, and a batch "
-                f"could need {min(2 * rows, identities)}: lower head.group_identities or data.batch_size."
+                f"could need {needed}: lower head.group_identities or data.batch_size, or use data.loader id with more "
+                "data.images_per_identity."
             )
         weights, state = classes * dim, STATES[optim.name] * classes * dim
         of_optimizer = "the state of their optimizer"
         if optim.memory == "host" and device.type == "cuda":
-            host = torch.device("cpu")
-            _refuse_what_does_not_fit(state, config, f"{of_optimizer}, in host memory,", "--head.name ffc", host)
+            host, pinned = torch.device("cpu"), STATES[optim.name] << (weights - 1).bit_length()  # torch rounds up
+            _refuse_what_does_not_fit(pinned, config, f"{of_optimizer}, in host memory,", "--head.name ffc", host)
             state = 0
         remedy = "class_optim.memory host" if state and device.type == "cuda" else "--head.name ffc"
         what = f"the weights of {classes} classes" + (f" and {of_optimizer}" if state else "")
@@ -81,7 +93,7 @@ def _class_weights(config, optim, identities, dim, rows, device, seed):
 
     together(check)
     head = {"full_fc": FullFC, "partial_fc": PartialFC, "virtual_fc": VirtualFC}[config.name]
-    return head(config, optim, classes, dim, device, seed)
+    return head(config, optim, classes, dim, device, seed, batches.accumulation)
 
 
 def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remedy: str, device: torch.device) -> None:
@@ -90,7 +102,9 @@ def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remed
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_SIZE", world_size()))
+        # as DeepSpeed's launcher and torchrun say it
+        ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size()
+        free = psutil.virtual_memory().available // int(ranks)
     if needed > free:
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "

@@ -12,7 +12,7 @@ class _RowOptimizer:
     """State of the shape of the class weights: fp32 or, with the weights, bf16; on the device or in host memory.
 
     bf16 rows are rounded up or down at random in proportion to the distance, so that small updates count on average;
-    the draw follows from `seed`, the step and the row block alone.
+    the draws of a step follow from `seed` and the step, in the order in which its blocks are updated.
     """
 
     slots: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class _RowOptimizer:
             part = self.workspace.rows(name, state, rows)
         else:
             part = state[rows.to(state.device)]
-        return part.to(self.weights.device, torch.float32)
+        return part.to(self.weights.device, non_blocking=True).float()
 
     def write(self, tensor: Tensor, rows: slice | Tensor, value: Tensor) -> None:
         """Put fp32 rows [b, dim] into `tensor`, unless they are a part of it."""

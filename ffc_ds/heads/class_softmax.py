@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from ffc_ds.distributed import all_reduce
-from ffc_ds.heads.softmax import Cells, OnlineSoftmax, add_rows, column_blocks, join_ranks
+from ffc_ds.heads.softmax import (
+    SLOPE_BYTES,
+    Cells,
+    OnlineSoftmax,
+    add_rows,
+    block_width,
+    cell_bytes,
+    column_blocks,
+    join_ranks,
+    products,
+)
 from ffc_ds.heads.workspace import Workspace
 
 
@@ -42,7 +52,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class ClassSoftmaxSettings:
-    """margin: one of `margins`; interclass_filter: 0, or the cosine beyond which other classes are left out."""
+    """margin: one of `margins`; interclass_filter: 0, or the cosine beyond which other classes are left out;
+    workspace_bytes: for the logits of a micro-batch."""
 
     margin: object
     scale: float
@@ -52,7 +63,7 @@ class ClassSoftmaxSettings:
 
 class ClassSoftmax:
     """Micro-batch `number` of a step: unit features fp32 [R, dim], equal on all ranks, and the columns that this rank
-    holds. Its logits are kept for the class gradient if they fit `keep_bytes`, otherwise worked out again."""
+    holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again."""
 
     def __init__(
         self,
@@ -61,15 +72,18 @@ class ClassSoftmax:
         settings: ClassSoftmaxSettings,
         workspace: Workspace,
         number: int,
-        keep_bytes: int,
     ):
         self.features, self.columns, self.settings, self.workspace = features, columns, settings, workspace
         rows, dim = features.shape
         self.pulled = features * (settings.scale / rows)
-        logits = rows * sum(map(len, columns))
-        self.kept, self.kept_bytes = ({}, 4 * logits) if 4 * logits <= keep_bytes else (None, 0)
-        if self.kept is not None:
-            self._kept_memory = workspace.take(("logits", number), (logits,))
+        dtype, logits = columns[0].weights.dtype, rows * sum(map(len, columns))
+        bent = SLOPE_BYTES if settings.margin.changes_negatives else int(settings.interclass_filter > 0)
+        column_bytes = rows * (cell_bytes(dtype) + bent)
+        # a quarter for the block that is worked on, so that more than one can be kept
+        self.width = block_width(column_bytes, dim, settings.workspace_bytes // 4, features.device)
+        fits = dtype.itemsize * logits + self.width * column_bytes <= settings.workspace_bytes
+        self.kept = {} if fits else None
+        self._kept_memory = workspace.take(("logits", number), (logits,)) if fits and dtype == torch.float32 else None
         self._find_targets()
         softmax = OnlineSoftmax(rows, dim, settings.scale, features.device)
         for number, part in enumerate(columns):
@@ -78,9 +92,8 @@ class ClassSoftmax:
         self._join(softmax)
 
     def blocks(self, number: int) -> Iterator[slice]:
-        """How columns[number] is walked."""
-        (rows, dim), limit = self.features.shape, self.settings.workspace_bytes
-        return column_blocks(len(self.columns[number]), rows, dim, limit, self.features.device)
+        """How columns[number] is walked, alike in all micro-batches of a step."""
+        return column_blocks(len(self.columns[number]), self.width)
 
     def _find_targets(self):
         """Cosines of the rows with their own class, 0 where another rank has it; the owner keeps that class center."""
@@ -107,7 +120,7 @@ class ClassSoftmax:
         features and weights, and 1 / norm of the weights."""
         part, settings = self.columns[number], self.settings
         inverse_norms = weights.norm(dim=1, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
-        cosines = self._products(weights).mul_(inverse_norms)
+        cosines = products(self.features, weights, self._place(len(weights))).mul_(inverse_norms)
         part.targets.hide(cosines, block)
         if part.hidden is not None:
             part.hidden.hide(cosines, block)
@@ -116,20 +129,17 @@ class ClassSoftmax:
         slopes = inverse_norms
         if settings.margin.changes_negatives:
             cosines, slopes = settings.margin.negatives(cosines, self.target)
-            slopes = slopes * inverse_norms
+            slopes.mul_(inverse_norms)
         return cosines, slopes, inverse_norms
 
-    def _products(self, weights):
-        """features @ weights.T, fp32 [R, b], where it can stay as long as it is needed."""
-        rows, width = len(self.features), len(weights)
-        if self.kept is None:
-            out = self.workspace.take("logits", (rows, width))
-        else:
-            out, self._kept_memory = self._kept_memory[: rows * width], self._kept_memory[rows * width :]
-            out = out.view(rows, width)
-        if weights.dtype == torch.float32:
-            return torch.mm(self.features, weights.T, out=out)
-        return out.copy_(self.features.to(weights.dtype) @ weights.T)
+    def _place(self, width):
+        """Memory for logits [R, width]: to stay in, unless what is kept of them is a copy in half precision."""
+        shape = len(self.features), width
+        if self._kept_memory is None:
+            return self.workspace.take("logits", shape)
+        cells = len(self.features) * width
+        place, self._kept_memory = self._kept_memory[:cells], self._kept_memory[cells:]
+        return place.view(shape)
 
     def _join(self, softmax):
         scale = self.settings.scale

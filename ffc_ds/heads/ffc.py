@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from ffc_ds.config import HeadConfig
 from ffc_ds.distributed import all_gather, gather_views, to_device
 from ffc_ds.heads.base import Head, Shard
+from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
+from ffc_ds.heads.workspace import Workspace
 from ffc_ds.pool.index import PoolIndex, Taken
 from ffc_ds.pool.join import join
 from ffc_ds.pool.storage import PoolStorage
@@ -34,12 +36,13 @@ class FFC(Head):
         self.joined = config.pool_join != "rows"
         # a joined pool keeps its centers in row 0, the features that they are made of after it
         rows = config.group_size + self.joined
+        self.workspace = Workspace(device)
         self.storage = PoolStorage(capacity, rows, dim, device, getattr(torch, config.dtype))
         self.steps = 0
         self.settings = PoolLossSettings(
             margin=make_margin(config),
             scale=32.0 if config.scale is None else config.scale,
-            hard_negatives=min(max(int(2e-4 * capacity), 3), 10),
+            hard_negatives=hard_negatives_of(capacity),
             fresh_weight=config.fresh_weight,
             workspace_bytes=config.workspace_mb << 20,
         )
@@ -64,7 +67,8 @@ class FFC(Head):
         used, age = self.index.used, self._center_age(probe_identities)
         taken = self._take_in(gallery_identities, gallery)
         slots = self.index.find(probe_identities)
-        total, existing, fresh = pool_loss(probes, slots, taken.hit, self._columns(taken.hit), self.settings)
+        columns = self._columns(taken.hit)
+        total, existing, fresh = pool_loss(probes, slots, taken.hit, columns, self.settings, self.workspace)
         pooled = slots[slots >= 0]
         missed = self.index.used - used + taken.evicted
         metrics = {

@@ -33,6 +33,7 @@ class FullFC(Head):
         dim: int,
         device: torch.device,
         seed: int = 0,
+        accumulation: int = 1,
     ):
         self.config, self.classes, self.seed = config, classes, seed
         self.start, self.end = shard_bounds(classes, rank(), world_size())
@@ -45,7 +46,7 @@ class FullFC(Head):
             make_margin(config),
             64.0 if config.scale is None else config.scale,
             config.interclass_filter,
-            config.workspace_mb << 20,
+            (config.workspace_mb << 20) // accumulation,
         )
         self.micro_batches: list[ClassSoftmax] = []
         self.steps = 0
@@ -54,9 +55,8 @@ class FullFC(Head):
         """See `Head.loss`; the two views are one batch."""
         features = gather_views(F.normalize(probe.float(), dim=-1)).flatten(0, 1)
         columns = self._columns(identities.reshape(-1), features.detach())
-        room = self.settings.workspace_bytes - sum(earlier.kept_bytes for earlier in self.micro_batches)
         number = len(self.micro_batches)
-        softmax = ClassSoftmax(features.detach(), columns, self.settings, self.workspace, number, room)
+        softmax = ClassSoftmax(features.detach(), columns, self.settings, self.workspace, number)
         self.micro_batches.append(softmax)
         return softmax.loss(features), {}
 

@@ -8,6 +8,11 @@ from ffc_ds.distributed import all_gather, rank
 GROUP = 64  # a row's h largest lie in the h groups with the largest maxima: a maximum is far cheaper than a sort
 
 
+def hard_negatives_of(slots: int) -> int:
+    """h for a pool of so many slots, as in the code that F2C released."""
+    return min(max(int(2e-4 * slots), 3), 10)
+
+
 class HardNegatives:
     """Running h largest cosines of `rows` rows: `values` [rows, h], descending, -inf where there are fewer columns,
     and `columns` int64 [rows, h]."""

@@ -91,10 +91,10 @@ class SupportVector:
         return torch.where(cosine > self.margin, cosine - self.margin, cosine), torch.ones_like(cosine)
 
     def negatives(self, cosine: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative cosines [R, b] beside their targets [R] -> (values in the logits, their slopes)."""
+        """Negative cosines fp32 [R, b], overwritten, beside their targets [R] -> (value in the logits, its slope)."""
         hard = cosine > (target - self.margin)[:, None]
-        slope = torch.where(hard, self.mask, 1.0).to(cosine.dtype)
-        return slope * cosine + (slope - 1), slope
+        slope = torch.where(hard, self.mask, 1.0)
+        return cosine.mul_(slope).add_(hard, alpha=self.mask - 1), slope
 
 
 def make_margin(config: HeadConfig):

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
 from ffc_ds.heads.hard_negatives import HardNegatives, largest_of_all_ranks
-from ffc_ds.heads.softmax import Cells, OnlineSoftmax, add_rows, column_blocks, join_ranks
+from ffc_ds.heads.softmax import (
+    SLOPE_BYTES,
+    Cells,
+    OnlineSoftmax,
+    add_rows,
+    block_width,
+    cell_bytes,
+    column_blocks,
+    hide_cells,
+    join_ranks,
+    products,
+)
+from ffc_ds.heads.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,12 @@ class PoolLossSettings:
 
 
 def pool_loss(
-    probes: Tensor, slots: np.ndarray, hit: np.ndarray, columns: PoolColumns, settings: PoolLossSettings
+    probes: Tensor,
+    slots: np.ndarray,
+    hit: np.ndarray,
+    columns: PoolColumns,
+    settings: PoolLossSettings,
+    workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of a pass, and detached: its existing-identity term and its fresh-identity term (unweighted).
 
@@ -45,16 +62,16 @@ def pool_loss(
     identity is not pooled; hit: the special columns of all ranks as slots. The gradient that reaches `probes` is this
     rank's part of it.
     """
-    return _PoolLoss.apply(probes, slots, hit, columns, settings)
+    return _PoolLoss.apply(probes, slots, hit, columns, settings, workspace)
 
 
 class _PoolLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, probes, slots, hit, columns, settings):
+    def forward(ctx, probes, slots, hit, columns, settings, workspace):
         existing, fresh = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
         order = to_device(np.concatenate([existing, fresh]), probes.device)
         pass_ = _Pass(probes[order], slots[existing], len(fresh), np.isin(slots[existing], hit), columns, settings)
-        pass_.walk_common_columns()
+        pass_.walk_common_columns(workspace)
         existing_loss, existing_grad = pass_.existing_term()
         fresh_loss, fresh_grad = pass_.fresh_term()
         grad = torch.empty_like(probes)
@@ -65,7 +82,7 @@ class _PoolLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        return (ctx.saved_tensors[0] * grad_loss, None, None, None, None)
+        return (ctx.saved_tensors[0] * grad_loss, None, None, None, None, None)
 
 
 class _Pass:
@@ -83,12 +100,8 @@ class _Pass:
         column = slots - self.columns.start
         self.owned = np.flatnonzero((column >= 0) & (column < len(self.columns.weights)))
         self.column = column[self.owned]
-        place = np.searchsorted(self.columns.special, self.column)
-        inside = np.minimum(place, max(len(self.columns.special) - 1, 0))
-        self.special = (
-            self.columns.special[inside] == self.column if len(self.columns.special) else np.zeros(len(place), bool)
-        )
-        self.place = place[self.special]
+        self.special = np.isin(self.column, self.columns.special)
+        self.place = np.searchsorted(self.columns.special, self.column[self.special])
         self.own_rows = to_device(self.owned, self.device)
         centers = self.columns.weights[to_device(self.column, self.device)].float()
         self.centers = centers.expand(self.matrices, -1, -1).clone()
@@ -115,19 +128,22 @@ class _Pass:
         self.source = to_device(np.concatenate(source), self.device)
         self.row = to_device(row, self.device)
 
-    def walk_common_columns(self):
+    def walk_common_columns(self, workspace):
         weights, special = self.columns.weights, self.columns.special
-        dim = self.probes.shape[1]
+        (rows, dim), bent = self.probes.shape, self.settings.margin.changes_negatives
         self.softmax = OnlineSoftmax(len(self.source), dim, self.settings.scale, self.device)
         self.hardest = HardNegatives(self.fresh, self.settings.hard_negatives, self.device)
         probes = self.probes.to(weights.dtype)
         targets, worked_out_later = Cells(self.column, self.device, self.owned), Cells(special, self.device)
-        for block in column_blocks(len(weights), len(probes), dim, self.settings.workspace_bytes, self.device):
-            cosines = (probes @ weights[block].T).float()
+        column_bytes = rows * cell_bytes(weights.dtype) + len(self.source) * (4 + SLOPE_BYTES) * bent
+        width = block_width(column_bytes, dim, self.settings.workspace_bytes, self.device)
+        for block in column_blocks(len(weights), width):
+            part = weights[block]
+            cosines = products(probes, part, workspace.take("cosines", (rows, len(part))))
             targets.hide(cosines, block)
             worked_out_later.hide(cosines, block)
             self.hardest.add(cosines[self.existing :], block.start)
-            self._add_existing(cosines[: self.existing], weights[block])
+            self._add_existing(cosines[: self.existing], part)
 
     def _add_existing(self, cosines, weights):
         if not self.settings.margin.changes_negatives:
@@ -169,7 +185,7 @@ class _Pass:
         softmax = OnlineSoftmax(self.existing, self.probes.shape[1], self.settings.scale, self.device)
         cosines = (self.probes[: self.existing].to(variants.dtype) @ variants.T).float()
         rows, places = to_device(self.owned[self.special], self.device), to_device(self.place, self.device)
-        cosines[rows, places] = -torch.inf
+        hide_cells(cosines, rows, places)
         slopes = None
         if self.settings.margin.changes_negatives:
             cosines, slopes = self.settings.margin.negatives(cosines, self.target[matrix])

@@ -15,15 +15,33 @@ from torch import Tensor
 from ffc_ds.distributed import all_reduce, to_device
 
 LOWEST = -1e30  # stands in for the maximum of no columns: finite, so that differences stay numbers
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # class rows of a block: on a CPU they should stay in its cache
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # class rows of a block: on a CPU they should stay in its cache
+SLOPE_BYTES = 5  # of a cell whose margin changes negatives, beside its logit: its slope, and a mask
 
 
-def column_blocks(columns: int, rows: int, dim: int, workspace_bytes: int, device: torch.device) -> Iterator[slice]:
-    """Blocks of columns whose fp32 logits [rows, block] fit the workspace (at least 64 columns each)."""
-    width = min(workspace_bytes // (4 * max(rows, 1)), BLOCK_BYTES.get(device.type, 256 << 20) // (4 * dim))
-    width = max(64, width // 64 * 64)
+def cell_bytes(dtype: torch.dtype) -> int:
+    """Of a cell of logits against class rows of that type: fp32, and what is multiplied in their own type."""
+    return 4 if dtype == torch.float32 else 4 + dtype.itemsize
+
+
+def block_width(column_bytes: int, dim: int, workspace_bytes: int, device: torch.device) -> int:
+    """Columns, a multiple of 64, of which each takes `column_bytes` while it is worked on: as many as fit the
+    workspace (but 64 at least), of class rows [width, dim] that suit the device."""
+    width = min(workspace_bytes // max(column_bytes, 1), BLOCK_BYTES.get(device.type, 64 << 20) // (4 * dim))
+    return max(64, width // 64 * 64)
+
+
+def column_blocks(columns: int, width: int) -> Iterator[slice]:
+    """Blocks of at most `width` columns."""
     for start in range(0, columns, width):
         yield slice(start, min(start + width, columns))
+
+
+def products(features: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    """features @ weights.T of [R, dim] and [b, dim], computed in the type of the weights, into fp32 `out` [R, b]."""
+    if weights.dtype == torch.float32:
+        return torch.mm(features, weights.T, out=out)
+    return out.copy_(features.to(weights.dtype) @ weights.T)
 
 
 class Cells:
@@ -52,7 +70,12 @@ class Cells:
         if self.rows is None:
             cosines.index_fill_(1, columns, -torch.inf)
         else:
-            cosines[self.rows[inside], columns] = -torch.inf
+            hide_cells(cosines, self.rows[inside], columns)
+
+
+def hide_cells(cosines: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Write -inf into the cells (rows[i], columns[i]), both int64 [n]."""
+    cosines.index_put_((rows, columns), cosines.new_full((), -torch.inf))  # a number would come from host memory
 
 
 def add_rows(target: Tensor, rows: Tensor, values: Tensor) -> None:

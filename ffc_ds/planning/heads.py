@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ffc_ds.heads import STATES
-from ffc_ds.heads.softmax import column_blocks
+from ffc_ds.heads.hard_negatives import hard_negatives_of
+from ffc_ds.heads.softmax import block_width, cell_bytes
 from ffc_ds.planning.settings import PlanSettings
 
 CUDA = torch.device("cuda")
@@ -44,16 +45,17 @@ def _class_weights(settings, device):
     own = -(-classes // settings.gpus)
     sampled = settings.head == "partial_fc"
     columns = math.ceil(settings.sample_rate * own) + settings.batch_size if sampled else own
-    workspace = settings.workspace_mb << 20
-    kept = 4 * rows * columns <= workspace
-    width = next(column_blocks(columns, rows, dim, workspace, device)).stop
+    workspace, column = settings.workspace_mb << 20, rows * cell_bytes(getattr(torch, settings.head_dtype))
+    width = block_width(column, dim, workspace // 4, device)
+    kept = size * rows * columns + width * column <= workspace
+    width = min(width, columns)
     states, on_host, half = STATES[settings.class_optimizer], settings.class_memory == "host", size == 2
-    # Logits are fp32; half precision multiplies the class rows by a copy of them, which is kept with them.
-    logits = rows * (columns * (6 if half else 4) if kept else 4 * width)
+    # Logits are fp32; half precision multiplies the class rows by a copy of them, which is what is kept.
+    logits = (size * rows * columns if kept else 0) + (4 * rows * width if half or not kept else 0)
     # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
     block = 8 + (size * (1 + states) if sampled else 0) + (4 * states if on_host else 0)
     updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 4 * (settings.class_optimizer == "adamw")
-    passing = max(updated * dim, 2 * rows if half and not kept else 0)
+    passing = max(updated * dim, 2 * rows if half else 0)
     drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
     refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)
     return HeadCost(
@@ -73,17 +75,18 @@ def _ffc(settings, device):
     """Two passes over half the rows each: see ffc.py and pool_loss.py."""
     dim, size, slots = settings.embedding_size, getattr(torch, settings.head_dtype).itemsize, settings.slots
     rows, own, matrices = settings.rows // 2, -(-slots // settings.gpus), settings.group_size
-    width = next(column_blocks(own, rows, dim, settings.workspace_mb << 20, device), slice(0, 0)).stop
-    hardest = min(max(int(2e-4 * slots), 3), 10)
+    column = rows * cell_bytes(getattr(torch, settings.head_dtype))
+    width = min(block_width(column, dim, settings.workspace_mb << 20, device), own)
+    hardest = hard_negatives_of(slots)
     fresh = rows * (1 - ID_SHARE) * (1 - min(1, slots / settings.identities))
     vectors = _reduced(settings, 3 * 4 * matrices * rows) + _gathered(settings, 4 * matrices * fresh * hardest)
-    # in fp32: features, gradients and sums of the common columns, sums of the special ones, and their own centers
-    tensors = 4 + matrices + 3 * matrices / settings.gpus
+    # in fp32: centers and sums of the existing rows, while blocks pass with their copies and when they are joined
+    existing, centers, in_half = 4 * (rows - fresh) * dim, matrices / settings.gpus, 2 * rows * width * (size == 2)
+    passing = max(existing * (1 + centers) + in_half, existing * (3 + matrices + 2 * centers))
     return HeadCost(
         state=size * matrices * own * dim,
-        # a block of cosines goes only when the next one is there
-        workspace=rows * (4 * min(2 * width, own) + (2 * width if size == 2 else 0)),
-        features=tensors * 4 * rows * dim,
+        workspace=4 * rows * width,
+        features=9 * 4 * rows * dim + passing,
         flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
         sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
         host=index_bytes(slots),

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ffc_ds.config import slots_of_pool
 from ffc_ds.errors import UserError
 
 HEADS = ("ffc", "full_fc", "partial_fc", "virtual_fc", "metric")
@@ -77,7 +78,7 @@ class PlanSettings:
     @property
     def slots(self) -> int:
         """Slots of the pool."""
-        return round(self.pool_size * self.identities) if self.pool_size <= 1 else int(self.pool_size)
+        return slots_of_pool(self.pool_size, self.identities)
 
 
 def parse_settings(arguments: list[str]) -> PlanSettings:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ffc_ds.config import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import world_size
-from ffc_ds.heads import build_head
+from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.planning.heads import head_cost, index_bytes
 from ffc_ds.planning.live_bytes import LiveBytes
 from ffc_ds.planning.settings import PlanSettings
@@ -18,7 +18,7 @@ from ffc_ds.pool.index import PoolIndex
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
-BASE = PlanSettings(20_000, 1e5, 1, batch_size=512, embedding_size=128, workspace_mb=4, head="full_fc")
+BASE = PlanSettings(20_000, 1e5, 1, batch_size=512, embedding_size=128, workspace_mb=16, head="full_fc")
 CASES = {
     "full_fc": {},
     "full_fc, logits kept": {"workspace_mb": 64},
@@ -50,7 +50,8 @@ def build(settings, device=CPU):
         hide_unfilled=False,
     )
     optim = ClassOptimConfig(settings.class_optimizer)
-    return build_head(config, optim, int(settings.identities), settings.embedding_size, settings.rows // 2, device, 0)
+    batches = MicroBatches(settings.rows // 2, settings.rows)
+    return build_head(config, optim, int(settings.identities), settings.embedding_size, batches, device, 0)
 
 
 def batch(settings, seed=0):

@@ -20,7 +20,7 @@ import copy, re, sys
 from pathlib import Path
 import numpy as np, psutil, torch
 from ffc_ds.config import ClassOptimConfig, HeadConfig
-from ffc_ds.heads import build_head
+from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 
 name, identities, slots, rows = sys.argv[1], *map(int, sys.argv[2:])
@@ -29,7 +29,8 @@ torch.set_num_threads(1)
 
 def train(identities, slots, rows):
     config = HeadConfig(name=name, pool_size=slots)
-    head = build_head(config, ClassOptimConfig(), identities, 512, rows, torch.device("cpu"), 0)
+    batches = MicroBatches(rows, 2 * rows)
+    head = build_head(config, ClassOptimConfig(), identities, 512, batches, torch.device("cpu"), 0)
     net = build_backbone("mobilefacenet", 64)
     gallery = copy.deepcopy(net) if head.wants_gallery else None
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, foreach=False)
