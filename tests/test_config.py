@@ -58,6 +58,11 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
         (("--head.margin", "cosface"), ["head.margin", "'am'"]),
         (("--config", "nowhere.yaml"), ["nowhere.yaml", "No such file"]),
         (("stray",), ["stray"]),
+        (("--head.combined", "[0, 0.3, 0.2]"), ["head.combined", "m1 above 0"]),
+        (("--head.margin_strength", "-1"), ["head.margin_strength", "not be below 0"]),
+        (("--head.preset", "f2c", "--head.group_size", "3"), ["head.group_size is 3", "f2c stands for 2"]),
+        (("--head.preset", "f2c", "--head.prefill", "0.5"), ["head.prefill is 0.5", "f2c stands for 0.0"]),
+        (("--head.preset", "f2c", "--head.name", "full_fc"), ["head.preset f2c", "full_fc"]),
     ],
 )
 def test_values_that_cannot_be_used(arguments, mentions):

@@ -21,6 +21,7 @@ from ffc_ds.heads.softmax import (
     cell_bytes,
     column_blocks,
     join_ranks,
+    margin_cross_entropy,
     products,
 )
 from ffc_ds.heads.workspace import Workspace
@@ -144,10 +145,7 @@ class ClassSoftmax:
     def _join(self, softmax):
         scale = self.settings.scale
         log_sum, target = join_ranks(softmax.max, softmax.sum, self.own_target)
-        value, slope = self.settings.margin.target(target)
-        self.log_sum = torch.logaddexp(log_sum, scale * value)
-        self.losses = self.log_sum - scale * value
-        self.surplus = ((-self.losses).exp() - 1) * slope
+        self.losses, self.log_sum, self.surplus = margin_cross_entropy(log_sum, target, self.settings.margin, scale)
         self.grad = (softmax.max - self.log_sum).exp()[:, None] * softmax.pull
         for part, centers in zip(self.columns, self.centers, strict=True):
             self.grad.index_add_(0, part.targets.rows, self.surplus[part.targets.rows, None] * centers)

@@ -10,6 +10,7 @@ from ffc_ds.heads.base import Head, Shard
 from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
+from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
 from ffc_ds.heads.workspace import Workspace
 from ffc_ds.pool.index import PoolIndex, Taken
 from ffc_ds.pool.join import join
@@ -142,12 +143,9 @@ class FFC(Head):
     def checksum(self):
         return self.index.checksum()
 
-    def _fill_with_noise(self, block: int = 4096):
-        """The released code's start, the same on any number of ranks: normalised uniform numbers."""
+    def _fill_with_noise(self):
+        """The released code's start: normalised uniform numbers."""
         storage = self.storage
-        for first in range(storage.start // block * block, storage.end, block):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first // block)
-            noise = torch.rand(storage.rows, block, storage.dim, generator=generator)
-            begin, end = max(first, storage.start), min(first + block, storage.end)
-            own = F.normalize(noise[:, begin - first : end - first], dim=-1)
-            storage.features[:, begin - storage.start : end - storage.start] = own.to(storage.features)
+        for generator, drawn, here in seeded_blocks(storage.start, storage.end, self.seed):
+            noise = torch.rand(storage.rows, BLOCK, storage.dim, generator=generator)[:, drawn]
+            storage.features[:, here] = F.normalize(noise, dim=-1)

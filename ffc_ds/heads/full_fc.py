@@ -16,10 +16,9 @@ from ffc_ds.heads.base import Head, Shard
 from ffc_ds.heads.class_optimizer import make_class_optimizer
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import make_margin
+from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
 from ffc_ds.heads.softmax import Cells
 from ffc_ds.heads.workspace import Workspace
-
-INIT_BLOCK = 4096
 
 
 class FullFC(Head):
@@ -100,8 +99,5 @@ class FullFC(Head):
 
     def _initialise(self):
         """N(0, 0.01), the same on any number of ranks."""
-        for first in range(self.start // INIT_BLOCK * INIT_BLOCK, self.end, INIT_BLOCK):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first // INIT_BLOCK)
-            block = 0.01 * torch.randn(INIT_BLOCK, self.weights.shape[1], generator=generator)
-            begin, end = max(first, self.start), min(first + INIT_BLOCK, self.end)
-            self.weights[begin - self.start : end - self.start] = block[begin - first : end - first].to(self.weights)
+        for generator, drawn, here in seeded_blocks(self.start, self.end, self.seed):
+            self.weights[here] = 0.01 * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]

@@ -22,6 +22,7 @@ from ffc_ds.heads.softmax import (
     column_blocks,
     hide_cells,
     join_ranks,
+    margin_cross_entropy,
     products,
 )
 from ffc_ds.heads.workspace import Workspace
@@ -162,9 +163,7 @@ class _Pass:
         maximum = torch.maximum(common_max, special_max)
         total = common_sum * (common_max - maximum).exp() + special_sum * (special_max - maximum).exp()
         log_sum, target = join_ranks(maximum, total, self.own_target)
-        value, slope = margin.target(target)
-        log_sum = torch.logaddexp(log_sum, scale * value)
-        loss = (log_sum - scale * value).mean(1).sum()
+        losses, log_sum, surplus = margin_cross_entropy(log_sum, target, margin, scale)
 
         grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)
         share = (common_max - log_sum).exp()
@@ -176,9 +175,8 @@ class _Pass:
             grad += share.sum(0)[:, None] * self.softmax.pull
         for matrix, softmax in enumerate(special):
             grad += (special_max[matrix] - log_sum[matrix]).exp()[:, None] * softmax.pull
-        surplus = ((scale * value - log_sum).exp() - 1) * slope
         grad.index_add_(0, self.own_rows, (surplus[:, self.own_rows, None] * self.centers).sum(0))
-        return loss, grad * (scale / self.existing)
+        return losses.mean(1).sum(), grad * (scale / self.existing)
 
     def _special_softmax(self, matrix) -> OnlineSoftmax:
         variants = self.columns.variants[matrix]

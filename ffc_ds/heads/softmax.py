@@ -121,6 +121,15 @@ class OnlineSoftmax:
         return weighted
 
 
+def margin_cross_entropy(log_sum: Tensor, target: Tensor, margin, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of rows of which the logits of other classes have the log-sum-exp `log_sum` and the cosine of the
+    own class is `target`, of one shape: losses, log-sum-exp of all logits, and d loss / d (scale * target)."""
+    value, slope = margin.target(target)
+    log_sum = torch.logaddexp(log_sum, scale * value)
+    losses = log_sum - scale * value
+    return losses, log_sum, ((-losses).exp() - 1) * slope
+
+
 def join_ranks(maximum: Tensor, total: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """log-sum-exp over the columns of all ranks, from this rank's maxima and sums of exp(logit - maximum), and the sum
     over ranks of `targets`, all of one shape: two messages in all."""

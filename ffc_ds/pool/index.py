@@ -159,7 +159,7 @@ class PoolIndex:
     def _append(self, slots: np.ndarray) -> None:
         end = self._end + len(slots)
         if end > len(self._log):
-            self._log = np.concatenate([self._log[: self._end], np.zeros(end, np.int32)])
+            self._log = np.concatenate([self._log[: self._end], np.zeros(len(slots), np.int32)])
         self._log[self._end : end] = slots
         self._stamp[slots] = np.arange(self._end, end)
         self._end = end

@@ -45,10 +45,11 @@ def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeyp
     with pytest.raises(UserError, match="cannot be compared with this one: ranks is 1 there and 2 here"):
         run_accuracy(str(recipe), ("train.steps=3",), 2, **folders)
     cells[0].unlink()
-    monkeypatch.setattr(accuracy, "_train", lambda *_: found[0] | {"images": 7})
-    with pytest.raises(UserError, match="cannot be compared .* images is .* there and 7 here"):
-        run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
-    assert not cells[0].exists()
+    for key in ("images", "steps"):
+        monkeypatch.setattr(accuracy, "_train", lambda *_, key=key: found[0] | {key: 7})
+        with pytest.raises(UserError, match=f"cannot be compared .* {key} is .* there and 7 here"):
+            run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+        assert not cells[0].exists()
 
 
 def test_a_run_that_fails_says_why(recipe, tmp_path):

@@ -182,6 +182,12 @@ def test_uneven_batches_name_the_nearest_sizes(arguments, sizes):
         check_batch_size(*arguments)
 
 
+def test_micro_batches_hold_whole_identities():
+    check_batch_size(48, 1, 4, 2)
+    with pytest.raises(UserError, match="of whole identities, 2 images in a view: choose 16 or 32$"):
+        check_batch_size(24, 1, 4, 2)
+
+
 def test_even_batches(faces, sampler):
     for arguments in ((96, 4, 3), (2, 1, 1), (24, 3, 4)):
         check_batch_size(*arguments)

@@ -87,6 +87,7 @@ def test_images_of_an_identity(images_per_identity, size, loader, identities, st
     batch_size = images_per_identity * size if loader == "id" else 2 * size
     sampler = Sampler(index, batch_size, loader, seed=3, images_per_identity=images_per_identity)
     plan, rows_each = sampler.plan(step), images_per_identity // 2
+    assert len(np.unique(plan.identities)) <= sampler.most_identities(sampler.rows)
     # Each identity's rows lie together; the first part of the loader's rows are those of the ids.
     assert sampler.id_rows % rows_each == 0
     starts = np.flatnonzero(np.isin(sampler._order, range(0, sampler.id_rows, rows_each)))

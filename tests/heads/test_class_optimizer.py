@@ -8,7 +8,7 @@ from ffc_ds.heads.class_optimizer import make_class_optimizer
 from ffc_ds.heads.workspace import Workspace
 
 ROWS, DIM = 20, 6
-CPU = torch.device("cpu")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 TORCH = {
     "sgd": lambda weights: torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=0.01),
     "adamw": lambda weights: torch.optim.AdamW([weights], lr=0.1, weight_decay=0.01),
@@ -16,28 +16,31 @@ TORCH = {
 
 
 def optimizer_of(name, weights, **settings):
-    return make_class_optimizer(ClassOptimConfig(name, weight_decay=0.01, **settings), weights, Workspace(CPU), seed=3)
+    workspace = Workspace(weights.device)
+    return make_class_optimizer(ClassOptimConfig(name, weight_decay=0.01, **settings), weights, workspace, seed=3)
 
 
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("rows", [slice(4, 12), torch.tensor([1, 7, 19])], ids=["side by side", "scattered"])
-@pytest.mark.parametrize("memory", ["device", "host"])
+@pytest.mark.parametrize("memory", ["device", pytest.param("host", marks=ON_GPU)])
 def test_rows_learn_as_with_torch_and_the_others_stay(name, rows, memory):
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(ROWS, DIM, generator=generator)
+    device = "cuda" if memory == "host" else "cpu"  # on a CPU the device's memory is that of the host
+    generator = torch.Generator(device).manual_seed(0)
+    weights = torch.randn(ROWS, DIM, generator=generator, device=device)
+    rows = rows if isinstance(rows, slice) else rows.to(device)
     before, dense = weights.clone(), torch.nn.Parameter(weights[rows].clone())
     optimizer, reference = optimizer_of(name, weights, memory=memory), TORCH[name](dense)
     for step in range(4):
-        grad = torch.randn(dense.shape, generator=generator)
+        grad = torch.randn(dense.shape, generator=generator, device=device)
         dense.grad = grad.clone()
         reference.step()
         optimizer.begin(step)
         optimizer.update(rows, weights[rows], grad, 0.1)
     torch.testing.assert_close(weights[rows], dense.detach())
-    others = torch.ones(ROWS, dtype=torch.bool)
+    others = torch.ones(ROWS, dtype=torch.bool, device=device)
     others[rows] = False
     assert torch.equal(weights[others], before[others])
-    assert not any(state[others].any() for state in optimizer.state.values())
+    assert not any(state[others.to(state.device)].any() for state in optimizer.state.values())
 
 
 def test_bf16_rows_are_right_on_average():

@@ -48,14 +48,17 @@ class SlowFFC:
         return F.normalize((weights[:, None] * rows).sum(0), dim=0)
 
     def take_in(self, labels, features):
-        hit = set()
+        hit, fifo = set(), self.s.pool_eviction == "fifo"
         for label, feature in zip(labels.tolist(), features, strict=True):
             if label in self.lru:
                 slot = self.lru[label]
-                self.lru.move_to_end(label)
+                if not fifo:
+                    self.lru.move_to_end(label)
                 hit.add(slot)
             else:
-                slot = len(self.lru) if len(self.lru) < self.capacity else self.lru.popitem(last=False)[1]
+                slot = len(self.lru)
+                if slot == self.capacity:
+                    slot = self.lru.pop(next(old for old in self.lru if not (fifo and old in labels)))
                 self.lru[label], self.position[slot], self.written[slot] = slot, 0, 0
             self.pool[self.position[slot], slot] = feature
             self.position[slot] = (self.position[slot] + 1) % self.s.group_size
@@ -76,11 +79,11 @@ class SlowFFC:
 
     def one_pass(self, probes, probe_labels, features, gallery_labels):
         hit, total = self.take_in(gallery_labels, features), 0
-        filled = len(self.lru)
+        filled = len(self.lru) if self.s.hide_unfilled else self.capacity
         for k in range(self.s.group_size):
             centers = self.pool[0].clone()
             for slot in hit:
-                if k < self.written[slot]:
+                if k < self.written[slot] or not self.s.own_rows_only:
                     centers[slot] = self.pool[k, slot]
             if self.s.pool_join != "rows":
                 if k > 0:
@@ -107,9 +110,11 @@ class SlowFFC:
 
 
 @functools.cache
-def run_slowly(group_size, margin, pool_join, capacity, *data):
-    settings = settings_of(group_size, margin, fresh_weight=2.0, pool_join=pool_join)
+def run_slowly(case):
+    settings, capacity, *data = CASES[case]
     slow, losses, grads = SlowFFC(settings, capacity), [], []
+    if not settings.hide_unfilled:
+        slow.pool = FFC(settings, capacity, DIM, CPU).storage.features
     for probe, gallery, identities in batches(*data):
         probe = probe.requires_grad_()
         loss = slow.loss(probe, identities, gallery)
@@ -138,39 +143,40 @@ def run_sharded(settings, capacity, seed, identities, duplicates):
     )
 
 
+RELEASED = {"hide_unfilled": False, "own_rows_only": False}
 CASES = [
-    (capacity, identities, duplicates, margin, group_size, pool_join)
+    (settings_of(group_size, margin, fresh_weight=2.0, **others), capacity, 7, identities, duplicates)
     for capacity, identities, duplicates in ((13, 30, False), (64, 40, True), (12, 20, True))
-    for margin, group_size, pool_join in (
-        ("am", 3, "rows"),
-        ("arc", 2, "rows"),
-        ("sv", 3, "rows"),
-        ("sv", 1, "rows"),
-        ("am", 4, "rows"),
-        ("am", 3, "mean"),
-        ("sv", 3, "attention"),
+    for margin, group_size, others in (
+        ("am", 3, {}),
+        ("arc", 2, {}),
+        ("sv", 3, {}),
+        ("sv", 1, {}),
+        ("am", 4, {}),
+        ("am", 3, {"pool_join": "mean"}),
+        ("sv", 3, {"pool_join": "attention"}),
+        ("am", 3, RELEASED),
+        ("sv", 2, RELEASED),
+        ("am", 3, {"pool_eviction": "fifo"}),
     )
 ]
 
 
 def run_all():
-    return [
-        run_sharded(settings_of(size, margin, fresh_weight=2.0, pool_join=how), capacity, 7, identities, duplicates)
-        for capacity, identities, duplicates, margin, size, how in CASES
-    ]
+    return [run_sharded(*case) for case in CASES]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sharded_equals_dense(world):
     results = run_ranks(world, run_all)
-    for case, (capacity, identities, duplicates, margin, size, how) in enumerate(CASES):
-        losses, grads, pool, lru = run_slowly(size, margin, how, capacity, 7, identities, duplicates)
+    for case, (settings, *_) in enumerate(CASES):
+        losses, grads, pool, lru = run_slowly(case)
         ranks = [result[case] for result in results]
         for found in ranks:
             np.testing.assert_allclose(found[0], losses, rtol=1e-5)
             assert found[3] == lru
         torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
-        features = torch.cat([found[2] for found in ranks], 1)[how != "rows" :]
+        features = torch.cat([found[2] for found in ranks], 1)[settings.pool_join != "rows" :]
         torch.testing.assert_close(features, pool, rtol=0, atol=1e-6)
 
 

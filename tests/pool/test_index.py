@@ -104,15 +104,18 @@ def test_checksum_sees_order_and_rows():
     assert a.checksum() != b.checksum()
 
 
-@pytest.mark.parametrize("rows", [2, 3])
-def test_memory_and_cost_do_not_follow_the_identities(rows):
-    index = PoolIndex(100_000, rows)
-    rng = np.random.default_rng(1)
+def bytes_of_a_long_run(identities, capacity):
+    index, rng = PoolIndex(capacity, 3), np.random.default_rng(1)
     for _ in range(300):
-        index.take_in(rng.integers(0, 10**8, 2000))
+        index.take_in(rng.integers(0, identities, 2000))
         index.settle()
     assert index.used == index.capacity
-    assert index.nbytes <= 200 * index.capacity
+    return index.nbytes
+
+
+def test_memory_follows_the_slots_and_not_the_identities():
+    small, large = (bytes_of_a_long_run(identities, capacity=100_000) for identities in (10**6, 10**8))
+    assert small == pytest.approx(large, rel=1e-3) and large <= 60 * 100_000
 
 
 @settings(deadline=None, max_examples=150)
