@@ -80,7 +80,7 @@ def refuse(cell: Cell, device: torch.device) -> None:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // cell.ranks
     if needed > free:
-        raise UserError(f"needs {needed / 2**30:,.1f} GiB on each rank")
+        raise UserError(f"with its floor it needs {needed / 2**30:,.1f} GiB on each rank")
 
 
 def head_of(cell: Cell, device: torch.device) -> Head:

@@ -21,8 +21,8 @@ from ffc_ds.errors import UserError
 ABOUT = """Batches of the dual loader, {batch_size} images of {image_size} x {image_size} pixels, from {data}: the parts
 one after another in one process, then the whole path through worker processes, from the first batch to the last. An
 image that stands in a batch twice is decoded once and counts once. The bare decoding is simplejpeg on the same bytes:
-in turn with the parts, and in as many processes at once as there are workers, in turn with the whole path. Medians of
-{rounds} rounds. Workers share the cores of the machine with the process that receives their batches."""
+in turn with the parts, and in as many processes at once as there are workers, in turn with the whole path. Of the
+path medians of {rounds} rounds. Workers share the cores of the machine with the process that receives their batches."""
 PARTS = ("plan", "read", "decode", "collate")
 ROUNDS = 5
 

@@ -115,7 +115,7 @@ def bytes_of_a_long_run(identities, capacity):
 
 def test_memory_follows_the_slots_and_not_the_identities():
     small, large = (bytes_of_a_long_run(identities, capacity=100_000) for identities in (10**6, 10**8))
-    assert small == pytest.approx(large, rel=1e-3) and large <= 60 * 100_000
+    assert small == pytest.approx(large, rel=1e-3) and large <= 55 * 100_000
 
 
 @settings(deadline=None, max_examples=150)
