@@ -100,10 +100,6 @@ class HeadConfig:
     """ffc: slots of the pool; up to 1 a share of the identities, above it a number."""
     group_size: int = 3
     """ffc: features kept for each slot (K); the released code keeps 2."""
-    pool_join: Literal["rows", "mean", "attention"] = "rows"
-    """ffc: a slot's features are compared with one by one (rows), or joined to one center first."""
-    pool_eviction: Literal["lru", "fifo"] = "lru"
-    """ffc: who leaves a full pool: the identity not seen for longest (lru) or the one that came first (fifo)."""
     gallery_momentum: float = 0.99
     """ffc: the gallery net follows the probe net by gallery <- m * gallery + (1 - m) * probe, once a step."""
     prefill: float = 0.1

@@ -58,9 +58,8 @@ def _ffc(config, identities, dim, rows, device, seed):
                 f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
                 f"least {rows} or lower data.batch_size to at most {2 * capacity}."
             )
-        features = config.group_size + (config.pool_join != "rows")
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
-        _refuse_what_does_not_fit(features * capacity * dim, config, what, remedy, device)
+        _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
 
     together(check)
     return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)

@@ -13,7 +13,6 @@ from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
 from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
 from ffc_ds.heads.workspace import Workspace
 from ffc_ds.pool.index import PoolIndex, Taken
-from ffc_ds.pool.join import join
 from ffc_ds.pool.storage import PoolStorage
 
 
@@ -33,12 +32,9 @@ class FFC(Head):
     ):
         self.config, self.capacity, self.seed = config, capacity, seed
         self.prefill_identities = min(prefill_identities, capacity)
-        self.index = PoolIndex(capacity, config.group_size, fifo=config.pool_eviction == "fifo")
-        self.joined = config.pool_join != "rows"
-        # a joined pool keeps its centers in row 0, the features that they are made of after it
-        rows = config.group_size + self.joined
+        self.index = PoolIndex(capacity, config.group_size)
         self.workspace = Workspace(device)
-        self.storage = PoolStorage(capacity, rows, dim, device, getattr(torch, config.dtype))
+        self.storage = PoolStorage(capacity, config.group_size, dim, device, getattr(torch, config.dtype))
         self.steps = 0
         self.settings = PoolLossSettings(
             margin=make_margin(config),
@@ -94,18 +90,11 @@ class FFC(Head):
         storage, device = self.storage, self.storage.features.device
         taken = self.index.take_in(identities, self.steps)
         mine = np.flatnonzero(taken.last & storage.own(taken.slots))
-        slots = taken.slots[mine]
-        storage.write(taken.rows[mine] + self.joined, slots, features[to_device(mine, device)])
-        if self.joined:
-            slots = np.unique(slots)
-            newest = (self.index.position[slots] - 1) % self.config.group_size
-            written, newest = (to_device(a.astype(np.int64), device) for a in (self.index.written[slots], newest))
-            rows = storage.features[1:, to_device(slots - storage.start, device)]
-            storage.write(np.zeros_like(slots), slots, join(rows, written, newest, self.config.pool_join))
+        storage.write(taken.rows[mine], taken.slots[mine], features[to_device(mine, device)])
         return taken
 
     def _columns(self, hit: np.ndarray) -> PoolColumns:
-        storage, rows = self.storage, 1 if self.joined else self.config.group_size
+        storage, rows = self.storage, self.config.group_size
         end = min(storage.end, self.index.used) if self.config.hide_unfilled else storage.end
         special = hit[storage.own(hit)] if rows > 1 else hit[:0]
         row = np.arange(rows)[:, None]

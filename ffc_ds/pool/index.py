@@ -31,12 +31,11 @@ class PoolIndex:
     """Slots 0..capacity-1, each held by at most one identity with `rows` features.
 
     Identities are non-negative int64. Every change can be taken back: `mark()` before, `undo(mark)` after;
-    `settle()` makes all changes final. `fifo`: the identity that came first leaves first, however recently it was seen,
-    though not for one of its own batch (the queue of DCQ, arXiv 2105.11113).
+    `settle()` makes all changes final.
     """
 
-    def __init__(self, capacity: int, rows: int, fifo: bool = False):
-        self.capacity, self.rows, self.fifo = capacity, rows, fifo
+    def __init__(self, capacity: int, rows: int):
+        self.capacity, self.rows = capacity, rows
         self.used = 0  # slots 0..used-1 are held
         self.identity = np.full(capacity, -1, np.int64)
         self.position = np.zeros(capacity, np.int8)  # the row that the next feature of the slot goes to
@@ -104,7 +103,7 @@ class PoolIndex:
         self.position[slots] = (start + counts) % self.rows
         self.written[slots] = np.minimum(np.where(hit, self.written[slots], 0) + counts, self.rows)
         self.touched[slots] = step
-        self._append(slots[missed] if self.fifo else slots[np.argsort(last)])
+        self._append(slots[np.argsort(last)])
         return slots[inverse], rows, slots[hit | (counts > 1)], len(victims)
 
     def _hits_and_victims(self, slots: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,18 +119,14 @@ class PoolIndex:
         if np.count_nonzero(~hit) <= unused:
             return hit, np.empty(0, np.int64)
         oldest = self._oldest(len(slots))
-        if self.fifo:
-            saved = np.isin(oldest, self._stamp[slots[hit]])
-        else:
-            hit, saved = self._still_there_at_their_turn(slots, first, hit, oldest)
+        hit, saved = self._still_there_at_their_turn(slots, first, hit, oldest)
         pushed_out = np.flatnonzero(~saved)[: np.count_nonzero(~hit) - unused]
         self._undo.append(("head", self._head))
-        oldest_left = np.flatnonzero(saved)[:1] if self.fifo else pushed_out[:0]  # LRU moves the saved ones to the end
-        self._head = oldest[np.append(oldest_left, pushed_out[-1]).min()]
+        self._head = oldest[pushed_out[-1]]
         return hit, self._log[oldest[pushed_out]].astype(np.int64)
 
     def _still_there_at_their_turn(self, slots, first, hit, oldest):
-        """LRU: which of the batch's identities, pooled before it, no earlier one of it has pushed out: `hit` [u], and
+        """Which of the batch's identities, pooled before it, no earlier one of it has pushed out: `hit` [u], and
         which of the `oldest` slots they save."""
         saved = np.zeros(len(oldest), bool)
         stamps = self._stamp[slots]

@@ -41,24 +41,15 @@ class SlowFFC:
         self.pool = torch.zeros(settings.group_size, capacity, DIM)
         self.lru, self.position, self.written = OrderedDict(), {}, {}
 
-    def center(self, slot):
-        """The joined features of a slot."""
-        rows, newest = self.pool[: self.written[slot], slot], (self.position[slot] - 1) % self.s.group_size
-        weights = torch.ones(len(rows)) if self.s.pool_join == "mean" else (rows @ self.pool[newest, slot]).exp()
-        return F.normalize((weights[:, None] * rows).sum(0), dim=0)
-
     def take_in(self, labels, features):
-        hit, fifo = set(), self.s.pool_eviction == "fifo"
+        hit = set()
         for label, feature in zip(labels.tolist(), features, strict=True):
             if label in self.lru:
                 slot = self.lru[label]
-                if not fifo:
-                    self.lru.move_to_end(label)
+                self.lru.move_to_end(label)
                 hit.add(slot)
             else:
-                slot = len(self.lru)
-                if slot == self.capacity:
-                    slot = self.lru.pop(next(old for old in self.lru if not (fifo and old in labels)))
+                slot = len(self.lru) if len(self.lru) < self.capacity else self.lru.popitem(last=False)[1]
                 self.lru[label], self.position[slot], self.written[slot] = slot, 0, 0
             self.pool[self.position[slot], slot] = feature
             self.position[slot] = (self.position[slot] + 1) % self.s.group_size
@@ -85,10 +76,6 @@ class SlowFFC:
             for slot in hit:
                 if k < self.written[slot] or not self.s.own_rows_only:
                     centers[slot] = self.pool[k, slot]
-            if self.s.pool_join != "rows":
-                if k > 0:
-                    break
-                centers = torch.stack([self.center(slot) for slot in range(filled)])
             cosines = probes @ centers[:filled].T
             existing, fresh = [], []
             for row, label in zip(cosines, probe_labels.tolist(), strict=True):
@@ -153,11 +140,8 @@ CASES = [
         ("sv", 3, {}),
         ("sv", 1, {}),
         ("am", 4, {}),
-        ("am", 3, {"pool_join": "mean"}),
-        ("sv", 3, {"pool_join": "attention"}),
         ("am", 3, RELEASED),
         ("sv", 2, RELEASED),
-        ("am", 3, {"pool_eviction": "fifo"}),
     )
 ]
 
@@ -169,15 +153,14 @@ def run_all():
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sharded_equals_dense(world):
     results = run_ranks(world, run_all)
-    for case, (settings, *_) in enumerate(CASES):
+    for case in range(len(CASES)):
         losses, grads, pool, lru = run_slowly(case)
         ranks = [result[case] for result in results]
         for found in ranks:
             np.testing.assert_allclose(found[0], losses, rtol=1e-5)
             assert found[3] == lru
         torch.testing.assert_close(torch.cat([found[1] for found in ranks], 2), grads, rtol=1e-4, atol=1e-5)
-        features = torch.cat([found[2] for found in ranks], 1)[settings.pool_join != "rows" :]
-        torch.testing.assert_close(features, pool, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.cat([found[2] for found in ranks], 1), pool, rtol=0, atol=1e-6)
 
 
 def test_blocks_of_columns_give_the_same_loss_and_gradient():

@@ -116,27 +116,3 @@ def bytes_of_a_long_run(identities, capacity):
 def test_memory_follows_the_slots_and_not_the_identities():
     small, large = (bytes_of_a_long_run(identities, capacity=100_000) for identities in (10**6, 10**8))
     assert small == pytest.approx(large, rel=1e-3) and large <= 55 * 100_000
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    capacity=st.integers(1, 8),
-    batches=st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=8), min_size=1, max_size=12),
-)
-def test_fifo_pushes_out_who_came_first_but_nobody_of_the_batch(capacity, batches):
-    index, queue, slots = PoolIndex(capacity, 2, fifo=True), [], {}
-    for batch in batches:
-        batch = batch[:capacity]
-        index.take_in(np.array(batch, np.int64))
-        for label in dict.fromkeys(batch):
-            if label not in slots:
-                slot = len(queue)
-                if slot == capacity:
-                    leaving = next(old for old in queue if old not in batch)
-                    queue.remove(leaving)
-                    slot = slots.pop(leaving)
-                slots[label] = slot
-                queue.append(label)
-        index.settle()
-        assert index.identity[index.order()].tolist() == queue
-        assert index.find(np.array(queue)).tolist() == [slots[label] for label in queue]
