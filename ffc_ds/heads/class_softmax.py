@@ -4,6 +4,7 @@ The gradient of a block of class weights is worked out when that block is update
 refused step costs nothing: nothing was changed.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -138,7 +139,7 @@ class ClassSoftmax:
         shape = len(self.features), width
         if self._kept_memory is None:
             return self.workspace.take("logits", shape)
-        cells = len(self.features) * width
+        cells = math.prod(shape)
         place, self._kept_memory = self._kept_memory[:cells], self._kept_memory[cells:]
         return place.view(shape)
 

@@ -20,7 +20,6 @@ from ffc_ds.heads.softmax import (
     block_width,
     cell_bytes,
     column_blocks,
-    hide_cells,
     join_ranks,
     margin_cross_entropy,
     products,
@@ -101,13 +100,14 @@ class _Pass:
         column = slots - self.columns.start
         self.owned = np.flatnonzero((column >= 0) & (column < len(self.columns.weights)))
         self.column = column[self.owned]
-        self.special = np.isin(self.column, self.columns.special)
-        self.place = np.searchsorted(self.columns.special, self.column[self.special])
+        special = np.isin(self.column, self.columns.special)
+        place = np.searchsorted(self.columns.special, self.column[special])
+        self.special_targets = Cells(place, self.device, self.owned[special])
         self.own_rows = to_device(self.owned, self.device)
         centers = self.columns.weights[to_device(self.column, self.device)].float()
         self.centers = centers.expand(self.matrices, -1, -1).clone()
-        varying = to_device(np.flatnonzero(self.special), self.device)
-        self.centers[:, varying] = self.columns.variants[:, to_device(self.place, self.device)].float()
+        varying = to_device(np.flatnonzero(special), self.device)
+        self.centers[:, varying] = self.columns.variants[:, to_device(place, self.device)].float()
         cosines = torch.zeros(self.matrices, self.existing, device=self.device)
         cosines[:, self.own_rows] = (self.centers * self.probes[self.own_rows]).sum(2)
         self.own_target = cosines
@@ -182,8 +182,7 @@ class _Pass:
         variants = self.columns.variants[matrix]
         softmax = OnlineSoftmax(self.existing, self.probes.shape[1], self.settings.scale, self.device)
         cosines = (self.probes[: self.existing].to(variants.dtype) @ variants.T).float()
-        rows, places = to_device(self.owned[self.special], self.device), to_device(self.place, self.device)
-        hide_cells(cosines, rows, places)
+        self.special_targets.hide(cosines, slice(0, len(variants)))
         slopes = None
         if self.settings.margin.changes_negatives:
             cosines, slopes = self.settings.margin.negatives(cosines, self.target[matrix])

@@ -70,12 +70,8 @@ class Cells:
         if self.rows is None:
             cosines.index_fill_(1, columns, -torch.inf)
         else:
-            hide_cells(cosines, self.rows[inside], columns)
-
-
-def hide_cells(cosines: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """Write -inf into the cells (rows[i], columns[i]), both int64 [n]."""
-    cosines.index_put_((rows, columns), cosines.new_full((), -torch.inf))  # a number would come from host memory
+            hidden = cosines.new_full((), -torch.inf)  # a number would come from host memory, for which the host waits
+            cosines.index_put_((self.rows[inside], columns), hidden)
 
 
 def add_rows(target: Tensor, rows: Tensor, values: Tensor) -> None:
