@@ -13,7 +13,7 @@ from ffc_ds.planning.settings import parse_settings
 def main(arguments: list[str]) -> None:
     settings = parse_settings(arguments)
 
-    from ffc_ds.planning.report import report  # takes seconds, and a misspelt setting should not
+    from ffc_ds.planning.table import report  # takes seconds, and a misspelt setting should not
 
     print(report(settings))
 

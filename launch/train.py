@@ -6,14 +6,14 @@ deepspeed --num_accelerators 2 launch/train.py --config launch/recipes/lfw.yaml 
 
 import sys
 
-from ffc_ds.config import parse_config
+from ffc_ds.config.settings import parse_config
 from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
     config = parse_config(arguments)
 
-    from ffc_ds.trainer import Trainer  # takes seconds, and a misspelt setting should not
+    from ffc_ds.training.trainer import Trainer  # takes seconds, and a misspelt setting should not
 
     Trainer(config).run()
 

@@ -32,7 +32,7 @@ def script(name):
 
 
 def parsers():
-    from ffc_ds.config import parse_config
+    from ffc_ds.config.settings import parse_config
     from ffc_ds.evaluation.settings import parse_settings
     from ffc_ds.planning.settings import parse_settings as parse_plan
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import all_reduce, rank, world_size
 from ffc_ds.heads.ffc import FFC
 from ffc_ds.heads.full_fc import FullFC

@@ -15,9 +15,9 @@ import yaml
 from tqdm import tqdm
 
 from ffc_ds.benchmark.dot_chart import dot_chart
-from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command
+from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
 from ffc_ds.errors import UserError
-from ffc_ds.tracking import read_metrics
+from ffc_ds.training.tracking import read_metrics
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffc_ds.benchmark.plain_softmax import PlainSoftmax
-from ffc_ds.config import ClassOptimConfig, HeadConfig, slots_of_pool
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import permute
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 
 from ffc_ds.benchmark.head_cell import Cell, batch_of, floor_of, head_of, refuse
-from ffc_ds.benchmark.report import cores, this_machine
+from ffc_ds.benchmark.pages import cores, this_machine
 from ffc_ds.distributed import all_reduce, barrier, together
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ffc_ds.benchmark.head_cell import Cell
 from ffc_ds.benchmark.head_timing import measure_in_processes
-from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command
+from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
 
@@ -58,7 +58,7 @@ def run_heads(
         output: Folder of the results.
         again: Measure cells anew that are there.
     """
-    from ffc_ds.report import versions  # imports DeepSpeed
+    from ffc_ds.training.report import versions  # imports DeepSpeed
 
     device = _check(heads, dtype, device)
     folder = Path(output) / "heads"

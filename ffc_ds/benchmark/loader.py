@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from jsonargparse.typing import PositiveInt
 
-from ffc_ds.benchmark.report import how_it_was_made, markdown_table, this_command, this_machine
+from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command, this_machine
 from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.loader import make_loader
@@ -53,7 +53,7 @@ def run_loader(
         steps: Batches that are timed.
         output: Folder of the results.
     """
-    from ffc_ds.report import versions  # imports DeepSpeed
+    from ffc_ds.training.report import versions  # imports DeepSpeed
 
     faces = load_faces(data, split, image_column, label_column)
     sampler = Sampler(IdentityIndex.build(faces.labels), batch_size)

@@ -6,7 +6,7 @@ What happens to an image is in its random bytes. They change values only, never 
 import torch
 from torch import Tensor
 
-from ffc_ds.config import DataConfig
+from ffc_ds.config.settings import DataConfig
 
 # Which of an image's random bytes stand for what: two say whether, one says how much.
 SHIFT, BLUR, LOW_RESOLUTION, GREY, COLOUR = slice(0, 2), 2, 5, 8, 10

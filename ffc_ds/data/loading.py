@@ -114,7 +114,7 @@ def _is_generated(name: str) -> bool:
 
 
 def _generate(name: str, split: str) -> datasets.Dataset:
-    from ffc_ds.data import generated
+    from ffc_ds.data.generated import dataset as generated
 
     identities, size = generated.parse(name)
     return generated.build(identities, split, size)

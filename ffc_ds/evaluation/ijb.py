@@ -10,7 +10,7 @@ from pyarrow import csv
 
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.alignment import AlignedImages
-from ffc_ds.evaluation.embedder import Templates
+from ffc_ds.evaluation.templates import Templates
 
 POINTS = [f"{axis}{i}" for i in range(1, 6) for axis in "xy"]
 IMAGES, POINTS_FILE, PAIRS_FILE = "_face_tid_mid.txt", "_name_5pts_score.txt", "_template_pair_label.txt"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ffc_ds.errors import UserError
-from ffc_ds.evaluation.embedder import Templates
 from ffc_ds.evaluation.image_files import SUFFIXES, ImageFiles, images_below
+from ffc_ds.evaluation.templates import Templates
 from ffc_ds.evaluation.verifier import Pairs
 
 FOLDS = 10

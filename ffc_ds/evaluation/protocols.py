@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from ffc_ds.data.decoding import decode
-from ffc_ds.evaluation.embedder import Embedder, Templates
 from ffc_ds.evaluation.identification import identify, mate_pairs
 from ffc_ds.evaluation.ijb import IJB
 from ffc_ds.evaluation.image_files import ImageFiles
 from ffc_ds.evaluation.pair_lists import TemplatePairs
 from ffc_ds.evaluation.scores import accept_rates, area_under_roc, histogram, pair_scores, roc
 from ffc_ds.evaluation.search import search
+from ffc_ds.evaluation.templates import Embedder, Templates
 from ffc_ds.evaluation.verification import verify_pairs
 
 HARDEST, PICTURE = 6, 112

@@ -11,7 +11,7 @@ from ffc_ds.evaluation.settings import EvaluationConfig
 
 def write_results(config: EvaluationConfig, results: list[Result], folder: Path) -> None:
     """Write results.json, table.md and the figures."""
-    from ffc_ds.report import versions  # imports DeepSpeed
+    from ffc_ds.training.report import versions  # imports DeepSpeed
 
     found = [{"protocol": each.protocol, "name": each.name} | each.numbers for each in results]
     content = {"results": found, "versions": versions(), "config": asdict(config)}

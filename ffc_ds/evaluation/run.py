@@ -10,14 +10,15 @@ import torch
 
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError
-from ffc_ds.evaluation.embedder import Embedder, load_model
 from ffc_ds.evaluation.ijb import read_ijb
 from ffc_ds.evaluation.image_files import ImageFiles, images_below
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.protocols import Result, evaluate_ijb, identify_among, verify_sets
 from ffc_ds.evaluation.results import write_results
 from ffc_ds.evaluation.settings import EvaluationConfig
-from ffc_ds.export.files import written_aside
+from ffc_ds.evaluation.templates import Embedder
+from ffc_ds.files import written_aside
+from ffc_ds.models.opening import load_model
 
 
 def evaluate(config: EvaluationConfig) -> list[Result]:
@@ -41,7 +42,7 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
 
 def _device() -> torch.device:
     if "RANK" in os.environ:
-        from ffc_ds.engine import init_distributed  # takes seconds, and a process alone does not need it
+        from ffc_ds.training.engine import init_distributed  # takes seconds, and a process alone does not need it
 
         return init_distributed()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,10 +12,12 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import ffc_ds
 from ffc_ds.errors import UserError
-from ffc_ds.export.files import load_backbone, read_results, written_aside
+from ffc_ds.export.finished_run import read_results
 from ffc_ds.export.model_card import model_card
+from ffc_ds.files import written_aside
 from ffc_ds.models import build_backbone
 from ffc_ds.models.insightface_weights import load_insightface_weights
+from ffc_ds.models.opening import load_backbone
 
 FIGURES = ("roc.png", "learning_curve.png")
 OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)

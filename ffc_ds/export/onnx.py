@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ffc_ds.errors import UserError
-from ffc_ds.export.files import load_backbone, written_aside
+from ffc_ds.files import written_aside
+from ffc_ds.models.opening import load_backbone
 
 BATCHES = (1, 7)
 TOLERANCE = 1e-4

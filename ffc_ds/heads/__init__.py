@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig, slots_of_pool
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, slots_of_pool
 from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head

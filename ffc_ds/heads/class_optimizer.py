@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ffc_ds.config import ClassOptimConfig
+from ffc_ds.config.settings import ClassOptimConfig
 from ffc_ds.data.randomness import mix
 from ffc_ds.heads.workspace import Workspace
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import all_gather, gather_views, to_device
 from ffc_ds.heads.base import Head, Shard
 from ffc_ds.heads.hard_negatives import hard_negatives_of

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, world_size
 from ffc_ds.heads.base import Head, Shard
 from ffc_ds.heads.class_optimizer import make_class_optimizer

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, to_device, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head

@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ffc_ds.config import slots_of_pool
+from ffc_ds.config.settings import slots_of_pool
 from ffc_ds.errors import UserError
 
 HEADS = ("ffc", "full_fc", "partial_fc", "virtual_fc", "metric")

@@ -11,7 +11,7 @@ from ffc_ds.benchmark import heads
 from ffc_ds.benchmark.head_cell import DIM, Cell, batch_of, floor_of, head_of, refuse
 from ffc_ds.benchmark.head_timing import measure, measure_in_processes
 from ffc_ds.benchmark.plain_softmax import PlainSoftmax
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.errors import UserError
 from ffc_ds.heads.full_fc import FullFC
 from launch.benchmark import main

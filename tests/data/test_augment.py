@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ffc_ds.config import DataConfig
+from ffc_ds.config.settings import DataConfig
 from ffc_ds.data import augment
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.sampler import RANDOM_BYTES

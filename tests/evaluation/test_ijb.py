@@ -9,9 +9,10 @@ import torch
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode
 from ffc_ds.errors import UserError
-from ffc_ds.evaluation.embedder import Embedder, load_model
 from ffc_ds.evaluation.ijb import read_ijb
 from ffc_ds.evaluation.protocols import evaluate_ijb
+from ffc_ds.evaluation.templates import Embedder
+from ffc_ds.models.opening import load_model
 from tests.protocol_data import ijb_folder, tiny_model
 
 

@@ -9,12 +9,13 @@ from sklearn.model_selection import KFold
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode_many
-from ffc_ds.evaluation.embedder import Embedder, load_model
 from ffc_ds.evaluation.image_files import ImageFiles, images_below
 from ffc_ds.evaluation.pair_files import read_pair_bin
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.protocols import identify_among, verify_sets
 from ffc_ds.evaluation.run import read_probes
+from ffc_ds.evaluation.templates import Embedder
+from ffc_ds.models.opening import load_model
 from tests.protocol_data import person_folders, tiny_model, write_lines
 
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw" / "heldout.bin"

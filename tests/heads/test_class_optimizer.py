@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ffc_ds.config import ClassOptimConfig
+from ffc_ds.config.settings import ClassOptimConfig
 from ffc_ds.heads.class_optimizer import make_class_optimizer
 from ffc_ds.heads.workspace import Workspace
 

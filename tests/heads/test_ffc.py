@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.heads.ffc import FFC
 from tests.ranks import run_ranks

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning import miners
 from pytorch_metric_learning.distances import LpDistance
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.metric import Metric, semi_hard_triplets

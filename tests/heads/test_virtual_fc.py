@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.data.randomness import mix
 from ffc_ds.heads.virtual_fc import VirtualFC, lease_anchors
 from tests.heads.test_full_fc import CASES, DIM, assert_same, dense_loss, train

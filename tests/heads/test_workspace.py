@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.planning.live_bytes import LiveBytes
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ffc_ds.config import parse_config
+from ffc_ds.config.settings import parse_config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import load_sets

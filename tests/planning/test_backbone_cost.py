@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
@@ -56,7 +56,7 @@ def test_unknown_backbone():
 
 def peak_of_engine(folder, case):
     """Bytes of this rank's tensors at the peak of the forward and backward pass of a second step."""
-    from ffc_ds.engine import Engine
+    from ffc_ds.training.engine import Engine
 
     stage, dtype, gallery = case
     path = folder / f"{stage}-{dtype}-{rank()}.json"

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import world_size
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.planning.heads import head_cost, index_bytes

@@ -19,7 +19,7 @@ TWO_STEPS = r"""
 import copy, re, sys
 from pathlib import Path
 import numpy as np, psutil, torch
-from ffc_ds.config import ClassOptimConfig, HeadConfig
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 

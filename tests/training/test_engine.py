@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.distributed import all_reduce, rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
 from tests.ranks import run_ranks
 
-DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 ROWS, CLIP = 8, 1e-3
 
 
 def engine_for(name, accumulation=1, batch_norm=False):
-    from ffc_ds.engine import Engine
+    from ffc_ds.training.engine import Engine
 
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
     config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json"))
@@ -103,7 +103,7 @@ def test_gradients_are_those_of_one_process():
 
 
 def test_processes_of_another_launcher_without_ranks_are_refused(monkeypatch):
-    from ffc_ds.engine import init_distributed
+    from ffc_ds.training.engine import init_distributed
 
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
@@ -128,7 +128,7 @@ def test_processes_of_another_launcher_without_ranks_are_refused(monkeypatch):
     ],
 )
 def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
-    from ffc_ds.engine import read_deepspeed_config
+    from ffc_ds.training.engine import read_deepspeed_config
 
     path = tmp_path / "missing.json"
     if content is not None:

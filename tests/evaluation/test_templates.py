@@ -1,17 +1,16 @@
-"""Templates, however they are cut; models and images that cannot be used are named."""
+"""Templates, however they are cut; images that cannot be used are named."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
 
 from ffc_ds.errors import UserError
-from ffc_ds.evaluation import embedder as module
-from ffc_ds.evaluation.embedder import Embedder, Templates, load_model
+from ffc_ds.evaluation import templates as module
 from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from ffc_ds.evaluation.templates import Embedder, Templates
+from ffc_ds.models.opening import load_model
 from tests.protocol_data import person_folders, tiny_model
 
 
@@ -65,25 +64,3 @@ def test_a_model_that_gives_no_numbers_is_refused(model_folder, faces):
     model.fc.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match="embeddings of faces are not finite"):
         list(Embedder(model, torch.device("cpu")).chunks(ImageFiles(images_below(faces), "faces")))
-
-
-def test_models_that_cannot_be_used(model_folder, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(model_folder, run / "model")
-    assert load_model(str(run)).config == load_model(str(run / "model")).config  # the run or its model
-    weights = load_file(run / "model" / "model.safetensors")
-    weights.pop("fc.weight")
-    save_file(weights, run / "model" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="fc.weight"):
-        load_model(str(run))
-    with pytest.raises(UserError, match="config.json is missing"):
-        load_model(str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("no/such/folder", "/no_such_folder"):
-        with pytest.raises(UserError, match=f"no folder {name} here"):
-            load_model(name)
-    BertModel(BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
-        tmp_path / "bert"
-    )
-    with pytest.raises(UserError, match="BertModel, which gives no face embeddings"):
-        load_model(str(tmp_path / "bert"))

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from ffc_ds.config import Config, parse_config, save_config
-from ffc_ds.config_keys import known_keys
+from ffc_ds.config.keys import known_keys
+from ffc_ds.config.settings import Config, parse_config, save_config
 from ffc_ds.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_a_saved_config_repeats_the_run(tmp_path):
 def test_every_recipe_can_be_read():
     from pathlib import Path
 
-    recipes = list((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
+    recipes = list((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
         parse_config(["--config", str(recipe)])

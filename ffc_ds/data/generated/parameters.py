@@ -9,7 +9,7 @@ import numpy as np
 
 from ffc_ds.data.randomness import mix
 
-# name: (low, high) of a uniform draw; geometry in the coordinates of face_drawing, tones as a share between two
+# name: (low, high) of a uniform draw; geometry in the coordinates of drawing.py, tones as a share between two
 # colours, depths as a share of the light that is lost. What cannot be negative but has a range that begins below zero
 # is clipped there, so that many have none of it; glasses, scarf and patch are there if the draw is below a threshold.
 PERSON = {

@@ -5,11 +5,11 @@ import pytest
 import torch
 import wandb
 
-from ffc_ds.config import Config, OptimConfig
+from ffc_ds.config.settings import Config, OptimConfig
 from ffc_ds.errors import UserError
-from ffc_ds.meter import Meter
-from ffc_ds.schedule import learning_rate
-from ffc_ds.tracking import Tracker, read_metrics, wandb_mode
+from ffc_ds.training.meter import Meter
+from ffc_ds.training.schedule import learning_rate
+from ffc_ds.training.tracking import Tracker, read_metrics, wandb_mode
 
 
 def test_a_meter_taken_over_in_the_middle_gives_the_same_means():

@@ -2,7 +2,7 @@
 
 Coordinates: u to the right and v downwards in units of half an image; the head is about 0.5 wide and 0.7 high on either
 side of (0, 0). m is |u|: one stroke paints both eyes, and a tilt that is linear in u makes the halves differ.
-Arguments: p are the PERSON and q the PICTURE parameters of face_parameters, float32 [n, 1, 1]; u and v are float32
+Arguments: p are the PERSON and q the PICTURE parameters of parameters.py, float32 [n, 1, 1]; u and v are float32
 [n, size, size].
 Only + - * / and sqrt make a pixel: IEEE 754 fixes them to the last bit.
 """

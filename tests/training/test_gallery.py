@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from ffc_ds.models.gallery import Gallery
+from ffc_ds.training.gallery import Gallery
 
 
 def nets(dtype):

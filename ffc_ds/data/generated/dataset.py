@@ -15,8 +15,8 @@ import simplejpeg
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
 
-from ffc_ds.data.face_parameters import uniforms
-from ffc_ds.data.face_renderer import RENDERER_VERSION, render
+from ffc_ds.data.generated.parameters import uniforms
+from ffc_ds.data.generated.renderer import RENDERER_VERSION, render
 from ffc_ds.data.randomness import mix
 from ffc_ds.errors import UserError
 

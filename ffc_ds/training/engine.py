@@ -18,10 +18,10 @@ from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.distributed import TIMEOUT, all_reduce, barrier, rank, together, world_size
 from ffc_ds.errors import UserError, shared
-from ffc_ds.models.gallery import Gallery
+from ffc_ds.training.gallery import Gallery
 
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls

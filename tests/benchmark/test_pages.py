@@ -5,7 +5,7 @@ import sys
 import psutil
 import torch
 
-from ffc_ds.benchmark.report import cores, how_it_was_made, markdown_table, this_command, this_machine
+from ffc_ds.benchmark.pages import cores, how_it_was_made, markdown_table, this_command, this_machine
 
 
 def test_a_table():

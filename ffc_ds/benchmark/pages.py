@@ -19,7 +19,7 @@ def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def how_it_was_made(commands: Iterable[str], versions: dict[str, str], machine: str | None = None) -> str:
-    """The closing lines of a page of results; `versions` as of `ffc_ds.report`, `machine` by default this one."""
+    """The closing lines of a page of results; `versions` of the run, `machine` by default this one."""
     lines = "\n".join(f"python {command}" for command in commands)
     parts = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
     return f"```\n{lines}\n```\n\n{parts}, on {machine or this_machine()}."

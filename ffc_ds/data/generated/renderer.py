@@ -10,8 +10,8 @@ and outweigh them in pixels, so that comparing pixels fails where a trained net 
 
 import numpy as np
 
-from ffc_ds.data.face_drawing import Canvas, blob, paint_features, paint_head, paint_marks, wave
-from ffc_ds.data.face_parameters import PERSON, PICTURE, draw, uniforms
+from ffc_ds.data.generated.drawing import Canvas, blob, paint_features, paint_head, paint_marks, wave
+from ffc_ds.data.generated.parameters import PERSON, PICTURE, draw, uniforms
 from ffc_ds.data.randomness import mix
 
 RENDERER_VERSION = 1  # part of the cache key of built data sets: raise it whenever a pixel changes

@@ -2,7 +2,7 @@
 
 import math
 
-from ffc_ds.config import OptimConfig
+from ffc_ds.config.settings import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:

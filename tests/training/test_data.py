@@ -4,9 +4,9 @@ import datasets
 import numpy as np
 import pytest
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.errors import UserError
-from ffc_ds.training_data import open_training_data
+from ffc_ds.training.data import open_training_data
 
 
 @pytest.fixture

@@ -2,22 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HFValidationError
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ffc_ds.data.decoding import CorruptImage, decode
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.embedding import embed
-from ffc_ds.errors import UserError, shared
-from ffc_ds.export.files import load_backbone
-from ffc_ds.models import BACKBONES
+from ffc_ds.errors import shared
 
 CHUNK = 1 << 14  # images whose features are in memory at once: 32 MiB at 512 dimensions
 
@@ -114,25 +109,6 @@ class Embedder:
             weighted = torch.from_numpy(features) * torch.from_numpy(templates.weight[part])[:, None]
             total.index_add_(0, torch.from_numpy(templates.group[part]), weighted)
         return F.normalize(total, dim=1).float().numpy()
-
-
-def load_model(name: str) -> PreTrainedModel:
-    """A backbone of this package, in fp32 and evaluation mode, from a folder (or the run that holds it) or the hub.
-
-    Raises UserError if it is not there, is damaged, or is another kind of model.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(huggingface_hub.snapshot_download(name))
-        except (OSError, ValueError, HFValidationError) as error:
-            raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
-    model = load_backbone(folder)
-    if not isinstance(model, tuple({model_class for model_class, _ in BACKBONES.values()})):
-        raise UserError(
-            f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
-        )
-    return model.requires_grad_(False)
 
 
 def _named(error: CorruptImage, images, rows: np.ndarray) -> CorruptImage:

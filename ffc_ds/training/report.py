@@ -12,11 +12,11 @@ import transformers
 from torch import Tensor
 
 import ffc_ds
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.evaluation.figures import learning_curve, roc_figure
 from ffc_ds.evaluation.verification import VerificationResult
 from ffc_ds.models import build_backbone
-from ffc_ds.tracking import read_metrics
+from ffc_ds.training.tracking import read_metrics
 
 
 def write_report(config: Config, results: dict, weights: dict[str, Tensor], last: VerificationResult | None) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ffc_ds.config_keys import check_keys, known_keys
-from ffc_ds.config_values import check_values
+from ffc_ds.config.keys import check_keys, known_keys
+from ffc_ds.config.values import check_values
 from ffc_ds.errors import UserError
 
 

@@ -20,10 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from ffc_ds.distributed import barrier, rank, same_everywhere, together, world_size
-from ffc_ds.engine import Engine
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
-from ffc_ds.models.gallery import Gallery
+from ffc_ds.training.engine import Engine
+from ffc_ds.training.gallery import Gallery
 
 
 def save(folder: Path, step: int, engine: Engine, head: Head, run: dict, keep: int) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from ffc_ds import checkpoint
-from ffc_ds.config import HeadConfig
+from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 from ffc_ds.heads.ffc import FFC
-from ffc_ds.models.gallery import Gallery
+from ffc_ds.training import checkpoint
+from ffc_ds.training.gallery import Gallery
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 from tqdm import tqdm
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex, cached, load_or_build
 from ffc_ds.data.loading import has_split
 from ffc_ds.data.training_faces import TrainingFaces, load_sets

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffc_ds.data import generated
-from ffc_ds.data.face_parameters import PERSON, PICTURE, draw
-from ffc_ds.data.face_renderer import render
+from ffc_ds.data.generated import dataset as generated
+from ffc_ds.data.generated.parameters import PERSON, PICTURE, draw
+from ffc_ds.data.generated.renderer import render
 from ffc_ds.errors import UserError
 
 
@@ -56,7 +56,7 @@ def test_image_is_the_same_in_threads_and_in_another_process():
             np.testing.assert_array_equal(pixels, expected)
     code = """if True:
         import hashlib, numpy as np
-        from ffc_ds.data.face_renderer import render
+        from ffc_ds.data.generated.renderer import render
         print(hashlib.sha256(render(np.arange(24) // 4, np.arange(24) % 4, 48).tobytes()).hexdigest())"""
     # Without the wide vector units of this processor numpy takes other code paths: the bits must not notice.
     wide = " ".join(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
@@ -85,7 +85,7 @@ def test_without_nuisance_one_persons_pictures_are_alike(monkeypatch):
     identities, images = np.repeat(np.arange(20), 2), np.tile([0, 1], 20)
     middle = {name: (1.0 if name in ("glasses", "scarf", "patch") else (low + high) / 2,) * 2
               for name, (low, high) in PICTURE.items()}  # fmt: skip
-    monkeypatch.setattr("ffc_ds.data.face_renderer.PICTURE", middle)
+    monkeypatch.setattr("ffc_ds.data.generated.renderer.PICTURE", middle)
     faces = render(identities, images, 48)[:, 14:36, 14:34].astype(float)  # the face, none of the background
     difference = np.abs(faces[:, None] - faces[None]).mean((2, 3, 4))
     same = difference[np.arange(0, 40, 2), np.arange(1, 40, 2)]
@@ -192,7 +192,7 @@ def test_a_build_that_fails_leaves_nothing(cache, monkeypatch):
 def test_processes_that_build_at_once_share_one_complete_file(cache):
     code = """if True:
         import json
-        from ffc_ds.data import generated
+        from ffc_ds.data.generated import dataset as generated
         data = generated.build(60, "train", size=32)
         print(json.dumps([len(data), data._fingerprint, data.cache_files]))"""
     processes = [in_another_process(code, HF_DATASETS_CACHE=str(cache)) for _ in range(2)]

@@ -8,24 +8,24 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from ffc_ds import checkpoint
-from ffc_ds.config import Config, save_config
+from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, make_loader
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.distributed import all_reduce, barrier, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
-from ffc_ds.engine import Engine, init_distributed
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
-from ffc_ds.meter import Meter
 from ffc_ds.models import build_backbone
-from ffc_ds.report import backbone_settings, percent, table, versions, write_report
-from ffc_ds.schedule import learning_rate
-from ffc_ds.tracking import Tracker, wandb_mode
-from ffc_ds.training_data import open_training_data
+from ffc_ds.training import checkpoint
+from ffc_ds.training.data import open_training_data
+from ffc_ds.training.engine import Engine, init_distributed
+from ffc_ds.training.meter import Meter
+from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
+from ffc_ds.training.schedule import learning_rate
+from ffc_ds.training.tracking import Tracker, wandb_mode
 
 PREFILL_STREAM = 200
 PREFILL_CHUNK = 1 << 16

@@ -10,7 +10,7 @@ from pathlib import Path
 import wandb
 from tqdm import tqdm
 
-from ffc_ds.config import Config
+from ffc_ds.config.settings import Config
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 

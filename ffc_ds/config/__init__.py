@@ -1,0 +1,1 @@
+"""The settings of a run: which there are, and their bounds."""

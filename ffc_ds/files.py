@@ -1,0 +1,35 @@
+"""Outputs that are there whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ffc_ds.errors import UserError
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder to, which takes the name `target` only if all went well.
+
+    Raises UserError if `target` exists already or cannot be written; whatever goes wrong, nothing is left behind.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already: remove it, or choose another output.")
+    aside = target.with_name(f".{target.name}.unfinished")
+    _remove(aside)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.rename(target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error}") from error
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -1,0 +1,53 @@
+"""Open a saved backbone: from a folder, from the run that holds it, or from the hub."""
+
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+from ffc_ds.errors import UserError
+from ffc_ds.models import BACKBONES
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A backbone of this package, in fp32 and evaluation mode, from a folder (or the run that holds it) or the hub.
+
+    Raises UserError if it is not there, is damaged, or is another kind of model.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(huggingface_hub.snapshot_download(name))
+        except (OSError, ValueError, HFValidationError) as error:
+            raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
+    model = load_backbone(folder)
+    if not isinstance(model, tuple({model_class for model_class, _ in BACKBONES.values()})):
+        raise UserError(
+            f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
+        )
+    return model.requires_grad_(False)
+
+
+def load_backbone(folder: Path) -> PreTrainedModel:
+    """The backbone saved in folder/model, or in `folder` itself, in fp32 and evaluation mode. Raises UserError."""
+    path = folder / "model" if (folder / "model").is_dir() else folder
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise UserError(f"{path} holds no backbone: {name} is missing. A finished training leaves RUN_DIR/model.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what does not fit is said below, once
+    try:
+        model, report = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The backbone in {path} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if unfit := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise UserError(f"The weights in {path} do not fit its config.json: {len(unfit)} of them, first {unfit[0]}.")
+    return model.eval()
