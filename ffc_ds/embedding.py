@@ -27,7 +27,7 @@ def embed(
 ) -> Tensor:
     """Features fp32 [n, dim], scaled to length 1 if `unit`, of the images in `rows` (int64 [n]), equal on all ranks.
 
-    features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.loading.Faces` or anything that reads like it.
+    features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.faces.Faces` or anything that reads like it.
     mirror: add the feature of the mirror image, as verification does. Every rank runs the same number of equal
     batches (the last ones padded), because the forward of a sharded net is collective, and because a net that
     normalises by its batch needs a whole one.

@@ -138,7 +138,7 @@ def _train(cell: Cell, every: dict, folder: Path, ranks: int, settings: tuple[st
         raise UserError(f"the run in {folder} ended with code {code}. The end of its log:\n{end}")
     results = json.loads((folder / "results.json").read_text())
     if results["trained"]["accuracy"] is None:
-        raise UserError(f"the run in {folder} diverged: its embeddings are not finite. Lower the learning rate.")
+        raise UserError(f"the run in {folder} has no accuracy: {results['trained']['reason']}.")
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "images_per_second" in line]
     speed = float(np.median([line["images_per_second"] for line in lines]))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

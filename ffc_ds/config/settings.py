@@ -20,13 +20,15 @@ class DataConfig:
     """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS; or a list, [A, B], of sets that
     have no identity in common: each keeps its own labels."""
     split: str = "train"
-    """Split to train on."""
+    """Split to train on, or a part of it such as train[:50%], or several, train+validation."""
+    config: str | None = None
+    """Which configuration of the dataset (the hub calls it a subset), where it has several."""
     min_images: int = 1
     """Identities with fewer images are left out."""
     image_column: str = "image"
     """Column with the images."""
     label_column: str = "label"
-    """Column with the identity of each image, an integer."""
+    """Column with the identity of each image: integers from 0, or names."""
     loader: Literal["dual", "id", "instance"] = "dual"
     """What fills the batches: two images of each identity (id), single images (instance), or both (dual)."""
     batch_size: int = 192
@@ -183,10 +185,12 @@ class EvalConfig:
 
     bin: str | None = None
     """An InsightFace-style .bin file with pairs of images."""
-    split: str = "test"
-    """Without bin: split of the training dataset whose identities, unseen in training, make the pairs."""
+    split: str | None = None
+    """Without bin: split of the training dataset whose identities, unseen in training, make the pairs; by default test,
+    if there is one that can serve."""
     holdout: float = 0.1
-    """Without bin and without such a split: share of the training identities held out for the pairs."""
+    """Without bin and without such a split: share of the training identities held out for the pairs; with 0, all are
+    trained on and nothing is verified."""
     pairs: int = 3000
     """Number of pairs drawn when there is no bin."""
     every: int = 0

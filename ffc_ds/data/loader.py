@@ -11,7 +11,7 @@ import pyarrow
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ffc_ds.data.loading import Faces
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.reading import read_images, read_into
 from ffc_ds.data.sampler import Sampler, StepPlan
 from ffc_ds.errors import UserError

@@ -21,7 +21,7 @@ CHUNK = 1 << 14  # images whose features are in memory at once: 32 MiB at 512 di
 class Templates:
     """Sets of images that stand for one face each: a picture alone, the frames of a video, a template of IJB.
 
-    images: `data.loading.Faces`, or anything that reads like it.
+    images: `data.faces.Faces`, or anything that reads like it.
     group: int64 [images], the template (0 to count - 1) of each image; every template has one or more.
     weight: float64 [images], of each image's feature in the sum over its template.
     unit: features are scaled to length 1 before they are added; otherwise their length weighs them too.

@@ -14,7 +14,7 @@ from ffc_ds.evaluation.verification import VerificationResult, make_pairs, verif
 
 
 class EncodedImages:
-    """Encoded images in memory, read as `data.loading.Faces` are."""
+    """Encoded images in memory, read as `data.faces.Faces` are."""
 
     def __init__(self, images: list[bytes], name: str):
         self.images, self.name = images, name

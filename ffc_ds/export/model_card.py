@@ -82,7 +82,7 @@ def model_card(repo: str, results: dict, figures: list[str]) -> str:
 
 def _measured(trained: dict, untrained: dict | None) -> list[tuple[str, str]]:
     if trained["accuracy"] is None:
-        return [("accuracy", "none: the embeddings are not finite")]
+        return [("accuracy", f"none: {trained['reason']}")]
     return [
         ("pairs", f"{trained['pairs']:,}"),
         ("accuracy, threshold chosen on the other folds", _percent(trained)),

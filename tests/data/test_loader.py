@@ -16,13 +16,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ffc_ds.data import loader as loader_module
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.loader import check_batch_size, image_batches, make_loader, read_images
-from ffc_ds.data.loading import Faces
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
 from ffc_ds.errors import UserError
+from tests.identities import index_labels
 
 SIZE, IMAGES = 8, 60
 
@@ -157,7 +158,7 @@ def test_substitutes_are_tried_in_turn():
     labels = np.array([1, 0, 1, 1, 0, 1])
     images = [png(i) if i not in (2, 3, 5) else b"damaged" for i in range(6)]
     faces = Faces(datasets.Dataset.from_dict({"image": images, "label": labels}), "x", "image", "label")
-    training = TrainingFaces(faces, IdentityIndex.build(labels))
+    training = TrainingFaces(faces, index_labels(labels))
     assert training.substitutes(3).tolist() == [5, 0, 2] and training.substitutes(4).tolist() == [1]
     rows = np.array([[2, 4], [3, 2]])
     assert rows_shown(read_images(training, rows, SIZE)).tolist() == [[0, 4], [0, 0]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ffc_ds.config.settings import parse_config
+from ffc_ds.config.settings import DataConfig, parse_config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import load_sets
@@ -45,10 +45,10 @@ def run(tmp_path_factory):
 
 def test_damaged_images_are_counted_and_named_once(run):
     folder, second, damaged, done = run
-    faces = load_sets([FIRST, second], "train", "image", "label")
+    faces = load_sets([FIRST, second], "train", DataConfig())
     index = IdentityIndex.build(faces.labels)
     results = json.loads((folder / "run" / "results.json").read_text())
-    kept = index.at_least(2)
+    kept = index.where(index.with_images(2))
     assert (results["identities"], results["images"]) == (kept.identities, len(kept.images))
     assert done.stdout.count(f"{index.identities - kept.identities} of {index.identities} identities left out") == 1
 

@@ -8,7 +8,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from ffc_ds.data.loading import load_faces
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from launch.prepare_data import main
 from tests.data.importers.formats import pictures, rows
@@ -51,7 +51,9 @@ def test_every_format_arrives_identical(sources, kind, tmp_path, monkeypatch):
     assert rows(tmp_path / "out") == EXPECTED
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     faces = load_faces(str(tmp_path / "out"), "train", "image", "label")
-    assert faces.encoded(range(12)) == list(IMAGES) and faces.labels.tolist() == [i // 3 for i in range(12)]
+    assert faces.encoded(range(12)) == list(IMAGES) and [faces.label(i) for i in range(12)] == [
+        i // 3 for i in range(12)
+    ]
 
 
 def test_an_image_folder_in_the_shell_looked_at_afterwards(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from ffc_ds.data.importers import shards
 from ffc_ds.data.importers.plan import Plan
 from ffc_ds.data.importers.shards import SCHEMA, write_part, write_shards
-from ffc_ds.data.loading import load_faces
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from tests.data.importers import formats
 from tests.data.importers.formats import IMAGES, ROWS, imported, plan_of, read, rows
@@ -31,7 +31,9 @@ def test_what_is_written_opens_as_images(tmp_path, monkeypatch, capsys):
     assert listed(tmp_path / "out") == [".prepare", *names]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     faces = load_faces(str(tmp_path / "out"), "train", "image", "label")
-    assert faces.encoded(range(12)) == list(IMAGES) and faces.labels.tolist() == [i // 3 for i in range(12)]
+    assert faces.encoded(range(12)) == list(IMAGES) and [faces.label(i) for i in range(12)] == [
+        i // 3 for i in range(12)
+    ]
     features = datasets.Features(
         image=datasets.Image(), label=datasets.Value("int64"), identity=datasets.Value("string")
     )

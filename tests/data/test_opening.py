@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from ffc_ds.data.decoding import decode
-from ffc_ds.data.loading import Faces, has_split, load_faces
+from ffc_ds.data.opening import has_split, load_faces
 from ffc_ds.errors import UserError
+from tests.identities import all_labels
 
+COLUMNS = "image", "label"
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw"
 INTEGER = datasets.Value("int64")
 
@@ -50,23 +52,23 @@ def parquet(tmp_path):
 
 
 def test_parquet_folder(parquet):
-    faces = load_faces(parquet, "train", "image", "label")
-    assert len(faces) == 5 and faces.labels.dtype == np.int64 and faces.labels.tolist() == [4, 4, 0, 9, 0]
+    faces = load_faces(parquet, "train", *COLUMNS)
+    assert len(faces) == 5 and all_labels(faces) == [4, 4, 0, 9, 0]
     assert colours(faces, [3, 0, 3, 4]) == [3, 0, 3, 4]
-    assert load_faces(parquet, "train", "image", "label").fingerprint == faces.fingerprint
-    assert load_faces(parquet, "test", "image", "label").fingerprint != faces.fingerprint
-    assert has_split(parquet, "test") and not has_split(parquet, "validation")
+    assert load_faces(parquet, "train", *COLUMNS).fingerprint == faces.fingerprint
+    assert load_faces(parquet, "test", *COLUMNS).fingerprint != faces.fingerprint
+    assert has_split(parquet, "test", *COLUMNS) and not has_split(parquet, "validation", *COLUMNS)
 
 
 def test_fingerprint_is_the_same_in_another_process(parquet, tmp_path):
     script = """if True:
         import sys
-        from ffc_ds.data.loading import load_faces
+        from ffc_ds.data.opening import load_faces
         print(load_faces(sys.argv[1], "train", "image", "label").fingerprint)
     """
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "other cache"), "RANK": "1"}
     result = subprocess.run([sys.executable, "-c", script, parquet], env=environment, capture_output=True, text=True)
-    assert result.stdout.strip() == load_faces(parquet, "train", "image", "label").fingerprint
+    assert result.stdout.strip() == load_faces(parquet, "train", *COLUMNS).fingerprint
     assert "Generating" not in result.stderr  # no progress bar but on rank 0
 
 
@@ -74,8 +76,8 @@ def test_image_folder_reads_files(tmp_path):
     for i, identity in enumerate(["ann", "ann", "bob"]):
         (tmp_path / "faces" / identity).mkdir(parents=True, exist_ok=True)
         (tmp_path / "faces" / identity / f"{i}.png").write_bytes(png(i))
-    faces = load_faces(str(tmp_path / "faces"), "train", "image", "label")
-    assert faces.labels.tolist() == [0, 0, 1] and colours(faces, [2, 0]) == [2, 0]
+    faces = load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
+    assert all_labels(faces) == [0, 0, 1] and colours(faces, [2, 0]) == [2, 0]
     (tmp_path / "faces" / "bob" / "2.png").unlink()
     with pytest.raises(UserError, match=r"row 2 \(label 1\) of split 'train' of .* no readable file .*2\.png"):
         faces.encoded(np.array([2]))
@@ -86,62 +88,14 @@ def test_saved_to_disk(tmp_path):
     dataset.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=dataset, dev=dataset).save_to_disk(tmp_path / "both")
     for name, split in (("one", "train"), ("both", "dev")):
-        faces = load_faces(str(tmp_path / name), split, "image", "label")
-        assert faces.labels.tolist() == [5, 3, 1] and colours(faces, [0, 1, 2]) == [4, 2, 0]
-    assert has_split(str(tmp_path / "both"), "dev") and not has_split(str(tmp_path / "one"), "dev")
+        faces = load_faces(str(tmp_path / name), split, *COLUMNS)
+        assert all_labels(faces) == [5, 3, 1] and colours(faces, [0, 1, 2]) == [4, 2, 0]
+    assert has_split(str(tmp_path / "both"), "dev", *COLUMNS) and not has_split(str(tmp_path / "one"), "dev", *COLUMNS)
 
 
 def test_saved_split_keeps_its_name(tmp_path):
     datasets.Dataset.from_dict({"image": [png(0)], "label": [0]}, split="dev").save_to_disk(tmp_path / "one")
-    assert has_split(str(tmp_path / "one"), "dev") and not has_split(str(tmp_path / "one"), "train")
-
-
-def test_row_selection_and_other_column_names_and_types():
-    faces = Faces(
-        table([7, 8, 9, 7]).select([3, 1]).rename_columns({"image": "png", "label": "who"}), "x", "png", "who"
-    )
-    assert faces.labels.tolist() == [7, 8] and colours(faces, [1, 0]) == [1, 3]
-    plain = datasets.Dataset.from_dict({"jpg": [png(5), png(6)], "id": [0, 1]}).cast_column(
-        "id", datasets.Value("uint16")
-    )
-    faces = Faces(plain, "x", "jpg", "id")
-    assert faces.labels.tolist() == [0, 1] and colours(faces, [1, 0]) == [6, 5]
-    named = table([1, 0], label_feature=datasets.ClassLabel(names=["a", "b"]))
-    assert Faces(named, "x", "image", "label").labels.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    "labels, feature, message",
-    [
-        (["ann", "bob"], datasets.Value("string"), "label column 'label' of x holds string, not integers"),
-        ([0.0, 1.0], datasets.Value("float32"), "holds float32, not integers"),
-        ([True, False], datasets.Value("bool"), "holds bool, not integers"),
-        ([[0], [1]], datasets.List(datasets.Value("int64")), "holds List, not integers"),
-        ([0, -3, 2], datasets.Value("int64"), "holds -3 in row 1, but labels start at 0"),
-        ([0, None, None], datasets.Value("int64"), "has 2 missing values"),
-        ([], datasets.Value("int64"), "x is empty"),
-    ],
-)
-def test_labels_that_cannot_be_used(labels, feature, message):
-    with pytest.raises(UserError, match=message):
-        Faces(table(labels, label_feature=feature), "x", "image", "label")
-
-
-def test_labels_beyond_int64_are_refused():
-    huge = datasets.Dataset(pa.table({"image": [png(0)] * 2, "label": pa.array([0, 2**64 - 1], pa.uint64())}))
-    with pytest.raises(UserError, match="labels start at 0"):
-        Faces(huge, "x", "image", "label")
-
-
-def test_image_column_must_hold_images():
-    with pytest.raises(UserError, match="image column 'label' of x holds int64, not images"):
-        Faces(table([0, 1]), "x", "label", "label")
-    missing = datasets.Dataset.from_dict(
-        {"image": [None], "label": [0]},
-        features=datasets.Features(image=datasets.Image(), label=datasets.Value("int64")),
-    )
-    with pytest.raises(UserError, match=r"row 0 \(label 0\) of x has no image bytes"):
-        Faces(missing, "x", "image", "label").encoded(np.array([0]))
+    assert has_split(str(tmp_path / "one"), "dev", *COLUMNS) and not has_split(str(tmp_path / "one"), "train", *COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -175,34 +129,91 @@ def test_paths_that_are_no_dataset(tmp_path):
         "broken": "cannot open dataset",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
-            load_faces(str(tmp_path / name), "train", "image", "label")
+            load_faces(str(tmp_path / name), "train", *COLUMNS)
         assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_parts_of_splits_and_several(parquet):
+    def labels(split):
+        return all_labels(load_faces(parquet, split, *COLUMNS))
+
+    assert labels("train[:50%]") == [4, 4] and labels("train[3:]") == [9, 0] and labels("test[-1:]") == [5]
+    assert labels("train[:1]+test[:2]") == [4, 1, 2]
+    assert colours(load_faces(parquet, "train[3:]", *COLUMNS), [1, 0]) == [4, 3]
+    prints = {load_faces(parquet, split, *COLUMNS).fingerprint for split in ("train", "train[:50%]", "train[:51%]")}
+    assert len(prints) == 3
+    for split, message in {
+        "train[:x]": "cannot be understood",
+        "trian[:5]": "has no split 'trian', .*mean 'train'",
+        "train[5:5]": "cannot be understood .*out of range",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            labels(split)
+
+
+def test_files_that_were_replaced_under_their_old_time_stamp_are_read_anew(parquet):
+    path = Path(parquet) / "train-00000-of-00001.parquet"
+    times, before = path.stat(), load_faces(parquet, "train", *COLUMNS)
+    table([0, 9, 0, 4, 4]).to_parquet(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load_faces(parquet, "train", *COLUMNS)
+    assert all_labels(after) == [0, 9, 0, 4, 4] and after.fingerprint != before.fingerprint
+
+
+def test_files_saved_to_disk_that_were_replaced_have_another_fingerprint(tmp_path):
+    prints = []
+    for labels in ([1, 2], [1, 1]):
+        table(labels).save_to_disk(tmp_path / "saved")
+        prints.append(load_faces(str(tmp_path / "saved"), "train", *COLUMNS).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_configurations(tmp_path):
+    for name, labels in (("clean", [1, 2]), ("all", [1, 2, 3])):
+        (tmp_path / name).mkdir()
+        table(labels).to_parquet(tmp_path / name / "train.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("clean", "all"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS, "all")) == [1, 2, 3]
+    for config in (None, "al"):
+        with pytest.raises(UserError, match=r"has the configurations \['clean', 'all'\]: choose --data.config"):
+            load_faces(str(tmp_path), "train", *COLUMNS, config)
+
+
+def test_other_tables_than_parquet(tmp_path):
+    names = ["ann", "bob"]
+    (tmp_path / "arrow").mkdir()
+    source = table(names, datasets.Value("string"))
+    with pa.ipc.new_stream(tmp_path / "arrow" / "train.arrow", source.data.schema) as writer:
+        writer.write_table(source.data.table)
+    faces = load_faces(str(tmp_path / "arrow"), "train", *COLUMNS)
+    assert all_labels(faces) == names and colours(faces, [1, 0]) == [1, 0]
 
 
 def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
     table([]).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="has an empty split"):
-        load_faces(str(tmp_path), "train", "image", "label")
+    with pytest.raises(UserError, match="is empty: there is nothing to train on"):
+        load_faces(str(tmp_path), "train", *COLUMNS)
 
 
 def test_generated_identities():
-    faces = load_faces("generated:2:16", "test", "image", "label")
-    assert set(faces.labels) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
-    assert has_split("generated:2:16", "train") and not has_split("generated", "dev")
+    faces = load_faces("generated:2:16", "test", *COLUMNS)
+    assert set(all_labels(faces)) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
+    assert has_split("generated:2:16", "train", *COLUMNS) and not has_split("generated", "dev", *COLUMNS)
     with pytest.raises(UserError, match="no split 'dev', it has train, test"):
-        load_faces("generated:2:16", "dev", "image", "label")
+        load_faces("generated:2:16", "dev", *COLUMNS)
 
 
 def test_unreachable_hub_is_noticed_at_once(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="no folder nobody/nothing here, and the hub cannot be reached"):
-        has_split("nobody/nothing", "train")
+        has_split("nobody/nothing", "train", *COLUMNS)
     assert datasets.config.HF_HUB_OFFLINE
 
 
 @pytest.mark.skipif(not LFW.is_dir(), reason="the shared LFW folder is not here")
 def test_real_faces():
-    faces = load_faces(str(LFW), "train", "image", "label")
-    assert len(faces) == len(faces.labels) == 10716
+    faces = load_faces(str(LFW), "train", *COLUMNS)
+    assert len(faces) == len(all_labels(faces)) == 10716
     assert all(encoded[:2] == b"\xff\xd8" for encoded in faces.encoded(np.arange(0, 10716, 500)))
