@@ -1,4 +1,4 @@
-"""What opening a dataset costs: memory of the ranks over the number of images, and the first opening of parquet files."""
+"""What opening a dataset costs: memory over the number of images, and the first opening of parquet files."""
 
 import json
 import multiprocessing
@@ -19,11 +19,12 @@ from ffc_ds.data.identity_index import index_of
 from ffc_ds.data.opening import load_faces
 from ffc_ds.data.sampler import Sampler
 
-ABOUT = """**Memory.** Labels alone (image columns without bytes), {per_identity} images an identity in random order: the first
-process builds the index, a second one, as every other rank and later start, opens it and plans {steps} steps of {batch} images.
-Counted is memory that belongs to the process; memory-mapped files are the system's cache, which all processes share."""
-FIRST = """**First opening.** {records:,} records of {size} random bytes in {files} parquet files, {gib:.2f} GiB, in the system's
-cache; `datasets` converts all columns, ffc_ds images and labels. Both leave an Arrow copy as large as the files."""
+ABOUT = """**Memory.** Labels alone (image columns without bytes), {per_identity} images an identity in random order: the
+first process builds the index; a second one, as every other rank and later start, opens it and plans {steps} steps of
+{batch} images. Counted is memory that belongs to the process alone: memory-mapped files are the system's cache, which
+all processes share."""
+FIRST = """**First opening.** {records:,} records of {size:,} random bytes in {files} parquet files, {gib:.2f} GiB, in the
+system's cache. `datasets` converts all columns, ffc_ds images and labels; both leave a copy as large as the files."""
 PER_IDENTITY, STEPS, BATCH = 20, 100, 1024
 RECORD_BYTES, FILES = 6000, 8
 PART = 1 << 22
@@ -145,12 +146,9 @@ def _write_parquet(folder: Path, records: int) -> None:
 
 def _tables(found: dict) -> tuple[str, str]:
     heading = ["images", "memory of the builder, MiB", "s", "memory of a rank that opens it, MiB", "s"]
+    forms = {"build_mib": "{:,.0f}", "build_s": "{:,.0f}", "open_mib": "{:,.0f}", "open_s": "{:.1f}"}
     rows = [
-        [
-            f"{int(count):,}",
-            *(f"{each[key]:,.0f}" for key in ("build_mib", "build_s", "open_mib")),
-            f"{each['open_s']:.1f}",
-        ]
+        [f"{int(count):,}", *(form.format(each[key]) for key, form in forms.items())]
         for count, each in found["memory"].items()
     ]
     speeds = [[name, f"{rate:,.0f}"] for name, rate in found["first"].items()]
