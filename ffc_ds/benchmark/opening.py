@@ -19,12 +19,13 @@ from ffc_ds.data.identity_index import index_of
 from ffc_ds.data.opening import load_faces
 from ffc_ds.data.sampler import Sampler
 
-ABOUT = """**Memory.** Labels alone (image columns without bytes), {per_identity} images an identity in random order: the
-first process builds the index; a second one, as every other rank and later start, opens it and plans {steps} steps of
-{batch} images. Counted is memory that belongs to the process alone: memory-mapped files are the system's cache, which
-all processes share."""
-FIRST = """**First opening.** {records:,} records of {size:,} random bytes in {files} parquet files, {gib:.2f} GiB, in the
-system's cache. `datasets` converts all columns, ffc_ds images and labels; both leave a copy as large as the files."""
+ABOUT = """**Memory.** Labels alone (image columns without bytes), {per_identity} images an identity in random order:
+the first process builds the index; a second one, as every other rank and later start, opens it and plans {steps} steps
+of {batch} images. Counted is memory that belongs to the process alone: memory-mapped files are the system's cache,
+which all processes share."""
+FIRST = """**First opening.** {records:,} records of {size:,} random bytes in {files} parquet files, {gib:.2f} GiB, in
+the system's cache. `datasets` converts all columns, ffc_ds images and labels; both leave a copy as large as the
+files."""
 PER_IDENTITY, STEPS, BATCH = 20, 100, 1024
 RECORD_BYTES, FILES = 6000, 8
 PART = 1 << 22
