@@ -9,11 +9,10 @@ from sklearn.model_selection import KFold
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode_many
-from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from ffc_ds.evaluation.image_files import read_distractors, read_probes
 from ffc_ds.evaluation.pair_files import read_pair_bin
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.protocols import identify_among, verify_sets
-from ffc_ds.evaluation.run import read_probes
 from ffc_ds.evaluation.templates import Embedder
 from ffc_ds.models.opening import load_model
 from tests.protocol_data import person_folders, tiny_model, write_lines
@@ -96,15 +95,15 @@ def test_identification_finds_each_mate_among_distractors(embedder, tmp_path):
     person_folders(tmp_path / "probes", people=1, images=1, first=6)  # nobody to find
     person_folders(tmp_path / "others", people=8, images=4, first=20)
     probes, subjects = read_probes(str(tmp_path / "probes"))
-    others = images_below(tmp_path / "others")
-    result = identify_among(embedder, probes, subjects, ImageFiles(others, "others"))
+    others = read_distractors(str(tmp_path / "others"))
+    result = identify_among(embedder, probes, subjects, others)
     assert {key: result.numbers[key] for key in ("probes", "mate_pairs", "distractors")} == {
         "probes": 18,
         "mate_pairs": 36,
         "distractors": 32,
     }
     a = embeddings(embedder.model, [Path(path).read_bytes() for path in probes.paths])
-    b = embeddings(embedder.model, [Path(path).read_bytes() for path in others])
+    b = embeddings(embedder.model, [Path(path).read_bytes() for path in others.paths])
     ranks = [
         1 + np.sum(a[i] @ b.T >= a[i] @ a[j])
         for i in range(18)

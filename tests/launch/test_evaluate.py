@@ -134,7 +134,7 @@ def test_what_fails_in_the_middle_leaves_nothing(data, tmp_path):
         (["--batch_size", "0"], "batch_size is 0"),
         (["--batch_size", "many"], "settings cannot be used.*batch_size"),
         (["--bathc_size", "3"], "settings cannot be used.*bathc_size"),
-        (["--probes", "no_such_folder", "--distractors", "."], "no images in no_such_folder"),
+        (["--probes", "no_such_folder", "--distractors", "."], "there is no folder .*no_such_folder"),
         (["--probes", "others/Person_20", "--distractors", "others"], None),
         (["--pairs", "lfw.bin", "--model", "no/such/model"], "no folder no/such/model here"),
         (["--pairs", "lfw.bin", "--output_dir", "faces"], "faces exists already"),

@@ -34,7 +34,7 @@ Job = Callable[[], Iterator[Record | Broken]]
 
 
 class Plan(NamedTuple):
-    """How to read a source. Its memory grows with the number of jobs or of identities, not of images."""
+    """How to read a source. Its memory grows with the number of jobs, of identities, or of files, not of records."""
 
     about: dict[str, Any]
     """What tells this source and its division into jobs from another, as JSON holds it."""
@@ -74,8 +74,8 @@ def check_count(shard_images: int) -> None:
 
 
 def printable(name: str) -> str:
-    """A file's name as it can be stored; one that is no UTF-8 loses letters."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    """A file's name as it can be stored; bytes that are no UTF-8 become \\xNN, and different names stay different."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def parse_label(text: bytes | str) -> int:
