@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import huggingface_hub
@@ -13,29 +12,59 @@ import pyarrow as pa
 
 from ffc_ds.data.content import content_fingerprint
 from ffc_ds.data.faces import Faces, check_choice
+from ffc_ds.data.generated import dataset as generated
+from ffc_ds.data.image_folder.table import open_image_folder
 from ffc_ds.data.parquet import open_parquet
 from ffc_ds.errors import UserError
 
-GENERATED_SPLITS = ("train", "test")
 TABLES = (".parquet", ".arrow")
 OTHER_DATA = (".tar", ".jsonl", ".json", ".csv")
 LOOKED_AT = 10_000  # entries of a folder, before it is taken for one of images
 
 
-class Opened(NamedTuple):
-    """Every split of a dataset, memory-mapped, and what changes with its content (by default the splits' own)."""
+class FaceSet:
+    """A dataset with all its splits, memory-mapped. `content` changes with what is in it; by default that of a split
+    is the split's own fingerprint."""
 
-    splits: Mapping[str, datasets.Dataset]
-    content: str | None = None
+    def __init__(self, name: str, splits: Mapping[str, datasets.Dataset], columns: Sequence[str], content: str = ""):
+        self.name, self.splits, self._columns, self._content = name, splits, columns, content
+
+    def faces(self, split: str) -> Faces:
+        """One split, or a part of it such as "train[:50%]", or several, "train+validation".
+
+        Raises UserError when there is none, or its columns cannot be used.
+        """
+        content = f"{self._content} {split}" if self._content else None
+        return Faces(self._select(split), f"split {split!r} of {self.name}", *self._columns, content)
+
+    def _select(self, split: str) -> datasets.Dataset:
+        if split in self.splits:
+            return self.splits[split]
+        for part in split.split("+"):
+            check_choice(part.partition("[")[0].strip(), self.splits, f"dataset {self.name} has no split")
+        try:
+            lengths = {name: len(dataset) for name, dataset in self.splits.items()}
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+            chosen = [self.splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+            return datasets.concatenate_datasets(chosen)
+        except (ValueError, AssertionError, IndexError) as error:
+            raise UserError(
+                f"split {split!r} of {self.name} cannot be understood ({error}): write, for example, train, "
+                "train[:50%], train[1000:] or train+validation"
+            ) from error
 
 
 def load_faces(name: str, split: str, image_column: str, label_column: str, config: str | None = None) -> Faces:
-    """Open one split of a dataset.
+    """One split of the set that `open_set` opens, as `FaceSet.faces` has it."""
+    return open_set(name, image_column, label_column, config).faces(split)
+
+
+def open_set(name: str, image_column: str, label_column: str, config: str | None = None) -> FaceSet:
+    """Open a dataset.
 
     Args:
         name: a dataset on the HF hub, a folder of parquet files or of images (a folder per identity), a folder written
             by `save_to_disk`, or "generated:..." (see `generated.parse`).
-        split: its split, or a part of it such as "train[:50%]", or several, "train+validation".
         image_column: holds images or their encoded bytes.
         label_column: holds the identities: integers from 0, gaps allowed, or texts.
         config: which of its configurations (the hub calls them subsets), where there are several.
@@ -44,65 +73,16 @@ def load_faces(name: str, split: str, image_column: str, label_column: str, conf
     """
     if os.environ.get("RANK", "0") != "0":
         datasets.disable_progress_bars()
-    if _is_generated(name):
-        wanted = _split_names(split)
-        for each in wanted:
-            check_choice(each, GENERATED_SPLITS, f"dataset {name} has no split")
-        opened = Opened({each: _generate(name, each) for each in wanted})
-    else:
-        opened = _open(name, config, (image_column, label_column))
-    dataset = _select(opened.splits, split, name)
-    content = None if opened.content is None else f"{opened.content} {split}"
-    return Faces(dataset, f"split {split!r} of {name}", image_column, label_column, content)
-
-
-def has_split(name: str, split: str, image_column: str, label_column: str, config: str | None = None) -> bool:
-    """Whether the dataset has that split. Raises UserError when there is no such dataset."""
-    return split in (
-        GENERATED_SPLITS if _is_generated(name) else _open(name, config, (image_column, label_column)).splits
-    )
-
-
-def _split_names(split: str) -> list[str]:
-    return [part.partition("[")[0] for part in re.split(r"\s*\+\s*", split.strip())]
-
-
-def _select(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> datasets.Dataset:
-    if split in splits:
-        return splits[split]
-    for each in _split_names(split):
-        check_choice(each, splits, f"dataset {name} has no split")
-    try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({key: len(each) for key, each in splits.items()})
-        return datasets.concatenate_datasets(
-            [splits[each.splitname].select(range(each.from_, each.to)) for each in parts]
-        )
-    except (ValueError, AssertionError, IndexError) as error:
-        raise UserError(
-            f"split {split!r} of {name} cannot be understood ({error}): write, for example, train, train[:50%], "
-            "train[1000:] or train+validation"
-        ) from error
-
-
-def _is_generated(name: str) -> bool:
-    return name.partition(":")[0] == "generated"
-
-
-def _generate(name: str, split: str) -> datasets.Dataset:
-    from ffc_ds.data.generated import dataset as generated
-
-    identities, size = generated.parse(name)
-    return generated.build(identities, split, size)
-
-
-def _open(name: str, config: str | None, columns: Sequence[str]) -> Opened:
+    columns = image_column, label_column
+    if name.partition(":")[0] == "generated":
+        return FaceSet(name, _Generated(name), columns)
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            return _open_folder(folder, config, columns)
+            return _open_folder(name, folder, config, columns)
         _refuse_paths(name, folder)
         _avoid_silent_hub()
-        return Opened(datasets.load_dataset(name, config, num_proc=_processes()))
+        return FaceSet(name, datasets.load_dataset(name, config, num_proc=_processes()), columns)
     except ConnectionError as error:
         raise UserError(
             f"no folder {name} here, and the hub cannot be reached to look for a dataset of that name: check the path, "
@@ -112,24 +92,45 @@ def _open(name: str, config: str | None, columns: Sequence[str]) -> Opened:
         raise _explained(name, error) from error
 
 
-def _open_folder(folder: Path, config: str | None, columns: Sequence[str]) -> Opened:
+class _Generated(Mapping):
+    """The splits of generated faces, each drawn when it is asked for."""
+
+    def __init__(self, name: str):
+        self._identities, self._size = generated.parse(name)
+
+    def __getitem__(self, split: str) -> datasets.Dataset:
+        if split not in generated.FIRST_IDENTITY:
+            raise KeyError(split)
+        return generated.build(self._identities, split, self._size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(generated.FIRST_IDENTITY)
+
+    def __len__(self) -> int:
+        return len(generated.FIRST_IDENTITY)
+
+    def __contains__(self, split: object) -> bool:  # Mapping's own would draw it
+        return split in generated.FIRST_IDENTITY
+
+
+def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[str]) -> FaceSet:
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "ffc_ds"
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(str(folder))
         splits = {str(saved.split or "train"): saved} if isinstance(saved, datasets.Dataset) else saved
-        return Opened(splits, content_fingerprint(_below(folder, folder.rglob("*.arrow"))))
+        return FaceSet(name, splits, columns, content_fingerprint(_below(folder, folder.rglob("*.arrow"))))
     if not _holds_tables(folder):
-        from ffc_ds.data.image_folder import open_image_folder
-
-        return Opened(open_image_folder(folder))
+        return FaceSet(name, open_image_folder(folder), columns)
     builder = datasets.load_dataset_builder(str(folder), config)
     files = {str(split): sorted(map(str, paths)) for split, paths in builder.config.data_files.items()}
     content = content_fingerprint(_below(folder, [Path(path) for paths in files.values() for path in paths]))
     if builder.name == "parquet":
-        return Opened(open_parquet(files, columns, builder.info.features, cache / "arrow"), content)
+        splits = open_parquet(files, columns, builder.info.features, cache / "arrow")
+        return FaceSet(name, splits, columns, content)
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
-    return Opened(datasets.load_dataset(str(folder), config, cache_dir=place, num_proc=_processes()), content)
+    splits = datasets.load_dataset(str(folder), config, cache_dir=place, num_proc=_processes())
+    return FaceSet(name, splits, columns, content)
 
 
 def _below(folder: Path, paths) -> list[tuple[str, Path]]:

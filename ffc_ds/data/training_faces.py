@@ -9,20 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ffc_ds.config.settings import DataConfig
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.opening import load_faces
+from ffc_ds.data.opening import FaceSet
 
 TEXT = pa.large_string()
 
 
-def load_sets(names: str | Sequence[str], split: str, data: DataConfig) -> "Faces | JointFaces":
-    """`load_faces` of one name or several. Raises UserError."""
-    options = data.image_column, data.label_column, data.config
-    if isinstance(names, str):
-        return load_faces(names, split, *options)
-    return JointFaces([load_faces(name, split, *options) for name in names], names)
+def joined(sets: Sequence[FaceSet], split: str, alone: bool) -> "Faces | JointFaces":
+    """That split of the only one of the sets, if it stands `alone`, or of all of them as one. Raises UserError."""
+    faces = [each.faces(split) for each in sets]
+    return faces[0] if alone else JointFaces(faces, [each.name for each in sets])
 
 
 class JointFaces:

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex, cached, index_of
-from ffc_ds.data.opening import has_split
-from ffc_ds.data.training_faces import TrainingFaces, load_sets
+from ffc_ds.data.opening import FaceSet, open_set
+from ffc_ds.data.training_faces import TrainingFaces, joined
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import Pairs
@@ -24,7 +24,8 @@ def open_training_data(config: Config) -> tuple[TrainingFaces, IdentityIndex, Pa
     """
     if config.data.train is None:
         raise shared("There is nothing to train on: give --data.train a folder, a name on the hub, or a list.")
-    faces, everybody = _opened(config.data.train, config.data.split, config)
+    sets = _open_sets(config)
+    faces, everybody = _indexed(sets, config.data.split, config)
     index, fewest = everybody, config.data.min_images
     if fewest > 1:
         index = _part(everybody, f"{faces.fingerprint}-from-{fewest}", lambda: everybody.with_images(fewest))
@@ -33,7 +34,7 @@ def open_training_data(config: Config) -> tuple[TrainingFaces, IdentityIndex, Pa
     if config.eval.bin:
         pairs = together(lambda: Pairs.from_bin(config.eval.bin))
         return TrainingFaces(faces, index), index, tell_overlap(pairs, None, faces, index)
-    found = _other_split(config)
+    found = _other_split(sets[:1], config)
     if found is not None:
         unseen, of_unseen, pairs = found
         return TrainingFaces(faces, index), index, tell_overlap(pairs, (unseen, of_unseen), faces, index)
@@ -44,19 +45,21 @@ def open_training_data(config: Config) -> tuple[TrainingFaces, IdentityIndex, Pa
     return TrainingFaces(faces, index), index, pairs
 
 
-def _other_split(config: Config):
+def _open_sets(config: Config) -> list[FaceSet]:
+    data = config.data
+    names = [data.train] if isinstance(data.train, str) else data.train
+    columns = data.image_column, data.label_column
+    return first_rank_first(lambda: [open_set(name, *columns, data.config) for name in names])
+
+
+def _other_split(sets: list[FaceSet], config: Config):
     """Another split of the set, its index and its pairs; None if there is none, or none that was asked for serves."""
-    data, wanted = config.data, config.eval.split
-    name = data.train if isinstance(data.train, str) else data.train[0]
-    among = name if name == data.train else [name]  # called as they are in training
+    wanted = config.eval.split
     split = wanted or DEFAULT_SPLIT
-    if split == data.split:
-        return None
-    options = data.image_column, data.label_column, data.config
-    if wanted is None and not together(lambda: has_split(name, split, *options)):
+    if split == config.data.split or (wanted is None and split not in sets[0].splits):
         return None
     try:
-        unseen, index = _opened(among, split, config)
+        unseen, index = _indexed(sets, split, config)
         return unseen, index, together(lambda: _pairs(unseen, unseen.name, index, config))
     except UserError as error:
         if wanted is not None:
@@ -84,12 +87,12 @@ def _pairs(faces, name: str, index: IdentityIndex, config: Config) -> Pairs:
     return Pairs.from_identities(faces, name, index, config.eval.pairs, config.seed)
 
 
-def _opened(names, split: str, config: Config):
-    def opened():
-        faces = load_sets(names, split, config.data)
+def _indexed(sets: list[FaceSet], split: str, config: Config):
+    def indexed():
+        faces = joined(sets, split, isinstance(config.data.train, str))
         return faces, index_of(faces, _cache())
 
-    return first_rank_first(opened)
+    return first_rank_first(indexed)
 
 
 def _part(index: IdentityIndex, name: str, kept) -> IdentityIndex:

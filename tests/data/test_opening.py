@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ffc_ds.data.decoding import decode
-from ffc_ds.data.opening import has_split, load_faces
+from ffc_ds.data.opening import load_faces, open_set
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
 
@@ -57,7 +57,7 @@ def test_parquet_folder(parquet):
     assert colours(faces, [3, 0, 3, 4]) == [3, 0, 3, 4]
     assert load_faces(parquet, "train", *COLUMNS).fingerprint == faces.fingerprint
     assert load_faces(parquet, "test", *COLUMNS).fingerprint != faces.fingerprint
-    assert has_split(parquet, "test", *COLUMNS) and not has_split(parquet, "validation", *COLUMNS)
+    assert "test" in open_set(parquet, *COLUMNS).splits and "validation" not in open_set(parquet, *COLUMNS).splits
 
 
 def test_fingerprint_is_the_same_in_another_process(parquet, tmp_path):
@@ -77,9 +77,9 @@ def test_image_folder_reads_files(tmp_path):
         (tmp_path / "faces" / identity).mkdir(parents=True, exist_ok=True)
         (tmp_path / "faces" / identity / f"{i}.png").write_bytes(png(i))
     faces = load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
-    assert all_labels(faces) == [0, 0, 1] and colours(faces, [2, 0]) == [2, 0]
+    assert all_labels(faces) == ["ann", "ann", "bob"] and colours(faces, [2, 0]) == [2, 0]
     (tmp_path / "faces" / "bob" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"row 2 \(label 1\) of split 'train' of .* no readable file .*2\.png"):
+    with pytest.raises(UserError, match=r"row 2 \(label bob\) of split 'train' of .* no readable file .*2\.png"):
         faces.encoded(np.array([2]))
 
 
@@ -90,12 +90,18 @@ def test_saved_to_disk(tmp_path):
     for name, split in (("one", "train"), ("both", "dev")):
         faces = load_faces(str(tmp_path / name), split, *COLUMNS)
         assert all_labels(faces) == [5, 3, 1] and colours(faces, [0, 1, 2]) == [4, 2, 0]
-    assert has_split(str(tmp_path / "both"), "dev", *COLUMNS) and not has_split(str(tmp_path / "one"), "dev", *COLUMNS)
+    assert (
+        "dev" in open_set(str(tmp_path / "both"), *COLUMNS).splits
+        and "dev" not in open_set(str(tmp_path / "one"), *COLUMNS).splits
+    )
 
 
 def test_saved_split_keeps_its_name(tmp_path):
     datasets.Dataset.from_dict({"image": [png(0)], "label": [0]}, split="dev").save_to_disk(tmp_path / "one")
-    assert has_split(str(tmp_path / "one"), "dev", *COLUMNS) and not has_split(str(tmp_path / "one"), "train", *COLUMNS)
+    assert (
+        "dev" in open_set(str(tmp_path / "one"), *COLUMNS).splits
+        and "train" not in open_set(str(tmp_path / "one"), *COLUMNS).splits
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,8 +131,8 @@ def test_paths_that_are_no_dataset(tmp_path):
     for name, message in {
         "nowhere": "no dataset folder",
         "file.parquet": "is a file: give the folder",
-        "empty": "cannot open dataset",
-        "broken": "cannot open dataset",
+        "empty": "has no folder with images",
+        "broken": "train.parquet is no whole parquet file",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             load_faces(str(tmp_path / name), "train", *COLUMNS)
@@ -199,7 +205,9 @@ def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
 def test_generated_identities():
     faces = load_faces("generated:2:16", "test", *COLUMNS)
     assert set(all_labels(faces)) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
-    assert has_split("generated:2:16", "train", *COLUMNS) and not has_split("generated", "dev", *COLUMNS)
+    assert (
+        "train" in open_set("generated:2:16", *COLUMNS).splits and "dev" not in open_set("generated", *COLUMNS).splits
+    )
     with pytest.raises(UserError, match="no split 'dev', it has train, test"):
         load_faces("generated:2:16", "dev", *COLUMNS)
 
@@ -208,7 +216,7 @@ def test_unreachable_hub_is_noticed_at_once(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="no folder nobody/nothing here, and the hub cannot be reached"):
-        has_split("nobody/nothing", "train", *COLUMNS)
+        open_set("nobody/nothing", *COLUMNS)
     assert datasets.config.HF_HUB_OFFLINE
 
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ffc_ds.config.settings import DataConfig
 from ffc_ds.data.decoding import decode
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.opening import open_set
 from ffc_ds.data.reading import read_images
-from ffc_ds.data.training_faces import JointFaces, TrainingFaces, load_sets
+from ffc_ds.data.training_faces import JointFaces, TrainingFaces, joined
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
 
@@ -75,10 +75,10 @@ def test_one_name_or_several(tmp_path):
         (tmp_path / name).mkdir()
         make_faces(name, labels, 0).dataset.to_parquet(tmp_path / name / "train.parquet")
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    data = DataConfig()
-    assert all_labels(load_sets(one, "train", data)) == [0, 1]
-    assert all_labels(load_sets([one, two], "train", data)) == ["one/0", "one/1", "two/0", "two/0", "two/2"]
-    with pytest.raises(UserError, match=r"two has no split 'dev'|one has no split 'dev'"):
-        load_sets([one, two], "dev", data)
-    with pytest.raises(UserError, match="no dataset folder .*three"):
-        load_sets([one, str(tmp_path / "three")], "train", data)
+
+    def labels(*names):
+        sets = [open_set(name, "image", "label") for name in names]
+        return all_labels(joined(sets, "train", alone=len(names) == 1))
+
+    assert labels(one) == [0, 1]
+    assert labels(one, two) == ["one/0", "one/1", "two/0", "two/0", "two/2"]

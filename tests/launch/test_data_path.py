@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ffc_ds.config.settings import DataConfig, parse_config
+from ffc_ds.config.settings import parse_config
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.opening import open_set
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.data.training_faces import load_sets
+from ffc_ds.data.training_faces import joined
 from ffc_ds.errors import UserError
 from tests.launched import TINY, metrics, train, train_tiny
 
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 
 def test_damaged_images_are_counted_and_named_once(run):
     folder, second, damaged, done = run
-    faces = load_sets([FIRST, second], "train", DataConfig())
+    faces = joined([open_set(name, "image", "label") for name in (FIRST, second)], "train", alone=False)
     index = IdentityIndex.build(faces.labels)
     results = json.loads((folder / "run" / "results.json").read_text())
     kept = index.where(index.with_images(2))
