@@ -124,7 +124,7 @@ def time_first(records: int) -> dict[str, float]:
         ways = {
             "datasets, 1 process": lambda: datasets.load_dataset(str(source)),
             f"datasets, {cores()} processes": lambda: datasets.load_dataset(str(source), num_proc=cores()),
-            f"ffc_ds, {cores()} processes": lambda: load_faces(str(source), "train", "image", "label"),
+            f"ffc_ds, {cores()} threads": lambda: load_faces(str(source), "train", "image", "label"),
         }
         rates = {}
         for number, (name, opened) in enumerate(ways.items()):

@@ -1,8 +1,9 @@
-"""Parquet files as memory-mapped Arrow, which images can be taken from one by one: converted once, on all cores."""
+"""Parquet files as memory-mapped Arrow, from which images can be taken one by one: converted once, on all cores."""
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,6 @@ from datasets.table import table_cast
 from tqdm import tqdm
 
 from ffc_ds.data.content import content_fingerprint
-from ffc_ds.data.importers.processes import process_pool, results
 from ffc_ds.errors import UserError
 
 # Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
@@ -78,11 +78,15 @@ def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:
     if not missing:
         return
     total = sum(pq.read_metadata(file).num_rows for file, _ in missing.values())
-    with process_pool(min(len(missing), len(os.sched_getaffinity(0)))) as pool:
+    # Arrow works outside of Python's lock, so threads are as good as processes, and start at once.
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
         jobs = [pool.submit(convert, file, schema, place) for place, (file, schema) in missing.items()]
         with tqdm(total=total, unit="image", desc="open for the first time") as bar:
-            for rows in results(jobs):
-                bar.update(rows)
+            for job in as_completed(jobs):
+                bar.update(job.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def convert(file: str, schema: pa.Schema, place: Path) -> int:
@@ -103,7 +107,7 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
         aside.unlink(missing_ok=True)
 
 
-def _parts(parquet: pq.ParquetFile, columns: Sequence[str]):
+def _parts(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
     pending, size = [], 0
     for batch in parquet.iter_batches(1024, columns=columns):
         pending.append(batch)

@@ -1,4 +1,4 @@
-"""Parquet files are converted once, on several processes, and mapped into memory afterwards."""
+"""Parquet files are converted once, by several threads, and mapped into memory afterwards."""
 
 import datasets
 import pyarrow as pa
@@ -45,7 +45,6 @@ def test_only_new_files_are_converted(folder, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.arrow")}
     write(folder / "train-1.parquet", [2])
     converted = []
-    monkeypatch.setattr(parquet, "process_pool", None)  # nothing may be converted in one of its processes
     monkeypatch.setattr(parquet, "_convert_all", lambda missing: converted.extend(missing.items()))
     with pytest.raises(UserError):
         opened(folder)
