@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from ffc_ds.config.documents import parse_yaml
+from ffc_ds.config.paths import expanded
+from ffc_ds.config.values import check_each
 from ffc_ds.errors import UserError
 
 KINDS = {
@@ -37,6 +40,26 @@ def make_parser(description: str) -> ArgumentParser:
         import_path_denylist=["*"],  # a setting names no code
     )
     return ArgumentParser(exit_on_error=False, description=description, parser_mode="settings")
+
+
+def with_underscores(arguments: list[str]) -> list[str]:
+    """Options may be written with dashes as well, like --on-error."""
+    options = (argument.partition("=") for argument in arguments)
+    return [
+        "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else name + equals + value
+        for name, equals, value in options
+    ]
+
+
+def read_command(parser: ArgumentParser, arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The subcommand that is asked for, and its settings with `~` and variables replaced. Raises UserError."""
+    with refusals("The command cannot be used"):
+        parsed = parser.parse_args(arguments)
+    command = parsed.subcommand
+    settings = parsed[command].as_dict()
+    check_each(settings)
+    # Each text is taken for a path: what is none has neither ~ nor $.
+    return command, {name: expanded(name, value) for name, value in settings.items()}
 
 
 @contextmanager

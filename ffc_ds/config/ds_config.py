@@ -1,6 +1,7 @@
 """DeepSpeed's own config, a JSON file: read and held against the settings of the run, without DeepSpeed."""
 
 import difflib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from ffc_ds.config.paths import PROJECT
 from ffc_ds.errors import UserError
 
 KINDS = {dict: "an object, {...}", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-# What is read here or in the engine, by dotted key; the rest is for DeepSpeed to judge.
+# What is read here or in the engine, by dotted key; of the rest DeepSpeed says itself what is wrong with it.
 READ = {
     "train_batch_size": int,
     "train_micro_batch_size_per_gpu": int,
@@ -27,6 +28,10 @@ READ = {
     "fp16.enabled": bool,
     "scheduler": dict,
 }
+# Where DeepSpeed would not say which entry it stumbled over.
+READ |= {"steps_per_print": int}
+READ |= dict.fromkeys(("activation_checkpointing", "aio", "checkpoint", "comms_logger", "data_types"), dict)
+READ |= dict.fromkeys(("flops_profiler", "timers"), dict)
 
 
 def read_ds_config(path: str) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def read_ds_config(path: str) -> dict[str, Any]:
         kind = READ.get(key)
         fits = kind is None or type(value) is kind or (kind is float and type(value) is int)
         if not fits and (value != "auto" or kind is dict):
-            raise UserError(f"{path}: {key} is {value!r}; it should be {KINDS[kind]}.")
+            raise UserError(f"{path}: {key} is {json.dumps(value)}; it should be {KINDS[kind]}.")
     return settings
 
 

@@ -1,6 +1,5 @@
 """The bounds of the settings."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf, isfinite
 from typing import Any
@@ -10,8 +9,7 @@ from ffc_ds.errors import UserError
 
 def check_values(config) -> None:
     """Raise UserError, naming the setting, for a number out of its bounds, an empty text, an override of no use."""
-    for key, value in _entries(asdict(config)):
-        check_value(key, value)
+    check_each(asdict(config))
     positive = {
         "data.batch_size": config.data.batch_size,
         "data.min_images": config.data.min_images,
@@ -86,23 +84,19 @@ def check_values(config) -> None:
         raise UserError(f"head.combined is {config.head.combined}; it must be [m1, m2, m3], and m1 above 0.")
 
 
-def _entries(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key, each value of a list by itself."""
-    for key, value in settings.items():
+def check_each(settings: dict[str, Any], prefix: str = "") -> None:
+    """Raise UserError for what can be no setting: an empty text, an infinite number, one that no array could hold."""
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
         if isinstance(value, dict):
-            yield from _entries(value, f"{prefix}{key}.")
-        else:
-            yield from ((f"{prefix}{key}", each) for each in (value if isinstance(value, list | tuple) else [value]))
-
-
-def check_value(key: str, value: Any) -> None:
-    """Raise UserError for what is never a setting: an empty text, an infinite number, one that no array could hold."""
-    if value == "":
-        raise UserError(f"{key} is empty: give it a value, or leave it out.")
-    if isinstance(value, float) and not isfinite(value):
-        raise UserError(f"{key} is {value}; it must be a finite number.")
-    if isinstance(value, int) and abs(value) >= 2**32:
-        raise UserError(f"{key} is {value}; it must be below 2^32.")
+            check_each(value, f"{key}.")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each == "":
+                raise UserError(f"{key} is empty: give it a value, or leave it out.")
+            if isinstance(each, float) and not isfinite(each):
+                raise UserError(f"{key} is {each}; it must be a finite number.")
+            if isinstance(each, int) and abs(each) >= 2**32:
+                raise UserError(f"{key} is {each}; it must be below 2^32.")
 
 
 def _check_overrides(overrides: dict[str, Any]) -> None:

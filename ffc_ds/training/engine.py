@@ -15,7 +15,7 @@ from pickle import UnpicklingError
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
@@ -74,6 +74,12 @@ def check_deepspeed_config(config: Config) -> None:
     settings = read_deepspeed_config(config)
     with _refusals(config.deepspeed):
         DeepSpeedConfig(settings)
+    if "optimizer" in settings:
+        name = settings["optimizer"]["type"]
+        if name.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, name):
+            raise UserError(
+                f"{config.deepspeed}: optimizer.type {name} is known neither to DeepSpeed nor to torch.optim."
+            )
 
 
 def read_deepspeed_config(config: Config) -> dict:
