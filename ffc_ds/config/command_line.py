@@ -78,7 +78,7 @@ def _reason(message: str) -> str:
     if found is None or found["other"]:
         return _short(message if found is None else f"{found['key']}: {found['other']}")
     value = found["value"] or found["given"] or ""
-    value = {"": "empty", "None": "null"}.get(value, value)
+    value = {"": "empty", "None": "null", "True": "true", "False": "false"}.get(value, value)
     return f"{found['key']} is {_short(value)}; it should be {_in_words(found['kind'] or found['kinds'])}"
 
 

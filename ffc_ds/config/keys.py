@@ -13,6 +13,7 @@ from ffc_ds.config.documents import parse_yaml, read_yaml
 from ffc_ds.config.paths import expanded, find_file
 from ffc_ds.errors import UserError
 
+LINE = "on the command line"
 ELSEWHERE = ("--", "--local_rank", "--help")
 
 
@@ -38,30 +39,30 @@ def in_order(arguments: list[str], known: dict[str, type]) -> Iterator[tuple[str
         option, equals, value = argument.partition("=")
         name = option.removeprefix("--")
         if option == "--config" or (option.startswith("--") and is_dataclass(known.get(name))):
-            value = value if equals else next(rest, "")
-            if not value:
-                raise UserError(f"{option} names no file.")
-            yield "on the command line", plain
+            if plain:
+                yield LINE, plain
             plain = []
-            if option != "--config" and value.lstrip().startswith("{"):
-                yield "on the command line", _settings({name: _parsed(value, name)}, known, "on the command line")
-            else:
-                path = Path(find_file(expanded(name, value)))
-                content = read_yaml(path)
-                content = content if option == "--config" else {name: content}
-                yield f"in {path}", _beside(path, _settings(content, known, f"in {path}"))
-        else:
-            if option.startswith("--") and option not in ELSEWHERE and not name.startswith("model.overrides."):
-                _check_key(name, known, "on the command line")
-            plain.append(argument)
-    yield "on the command line", plain
+            yield _read(name, value if equals else next(rest, ""), known)
+            continue
+        if option.startswith("--") and option not in ELSEWHERE and not name.startswith("model.overrides."):
+            _check_key(name, known, LINE)
+        plain.append(argument)
+    if plain:
+        yield LINE, plain
 
 
-def _parsed(value: str, name: str) -> Any:
-    try:
-        return parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{name} {value}: {error}.") from None
+def _read(name: str, value: str, known: dict[str, type]) -> tuple[str, dict[str, Any]]:
+    """Where settings are, and what they are, for `--config FILE`, `--SECTION FILE` or `--SECTION {KEY: VALUE}`."""
+    if not value:
+        raise UserError(f"--{name} names no file.")
+    if name != "config" and value.lstrip().startswith("{"):
+        try:
+            return LINE, _settings({name: parse_yaml(value)}, known, LINE)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{name} {value}: {error}.") from None
+    path = Path(find_file(expanded(name, value)))
+    content = read_yaml(path) if name == "config" else {name: read_yaml(path)}
+    return f"in {path}", _beside(path, _settings(content, known, f"in {path}"))
 
 
 def _beside(file: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """All settings of a run: one dataclass per concern, filled from a YAML file and then from the command line."""
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from ffc_ds.config.command_line import make_parser, refusals
 from ffc_ds.config.ds_config import read_ds_config
@@ -244,12 +246,18 @@ def parse_config(arguments: list[str]) -> Config:
         raise
 
 
-def _parse(arguments: list[str]) -> Config:
+@cache
+def _parser() -> ArgumentParser:
     parser = make_parser("Train identity embeddings.")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(Config)
-    parsed = None
+    return parser
+
+
+def _parse(arguments: list[str]) -> Config:
+    parser = _parser()
+    parsed = parser.get_defaults()
     for where, part in in_order(arguments, known_keys(Config)):
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)

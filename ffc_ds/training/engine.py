@@ -74,12 +74,9 @@ def check_deepspeed_config(config: Config) -> None:
     settings = read_deepspeed_config(config)
     with _refusals(config.deepspeed):
         DeepSpeedConfig(settings)
-    if "optimizer" in settings:
-        name = settings["optimizer"]["type"]
-        if name.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, name):
-            raise UserError(
-                f"{config.deepspeed}: optimizer.type {name} is known neither to DeepSpeed nor to torch.optim."
-            )
+    optimizer = settings.get("optimizer", {"type": "SGD"})["type"]
+    if optimizer.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, optimizer):
+        raise UserError(f"{config.deepspeed}: neither DeepSpeed nor torch.optim has an optimizer {optimizer}.")
 
 
 def read_deepspeed_config(config: Config) -> dict:
