@@ -12,18 +12,15 @@ import sys
 from typing import get_args
 
 import docstring_parser
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from ffc_ds.errors import UserError
+from ffc_ds.config.command_line import make_parser, read_command
 from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
-    try:
-        settings = parser().parse_args(arguments)
-    except ArgumentError as error:
-        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
-    commands()[settings.subcommand](**settings[settings.subcommand].as_dict())
+    command, chosen = read_command(parser(), arguments)
+    commands()[command](**chosen)
 
 
 def commands() -> dict:
@@ -37,12 +34,12 @@ def commands() -> dict:
 
 
 def parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Measure, and write tables and figures.")
+    parser = make_parser("Measure, and write tables and figures.")
     subcommands = parser.add_subcommands()
     for name, function in commands().items():
         about = docstring_parser.parse_from_object(function)
         helps = {each.arg_name: each.description for each in about.params}
-        command = ArgumentParser(exit_on_error=False, description=about.short_description)
+        command = make_parser(about.short_description)
         parameters = inspect.signature(function).parameters.values()
         special = {each.name: each for each in parameters if each.annotation is bool or get_args(each.annotation)}
         command.add_function_arguments(function, skip=set(special))

@@ -9,11 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from ffc_ds.config.paths import expanded
 from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
-    settings = vars(parser().parse_args(arguments))
+    settings = {name: expanded(name, value) for name, value in vars(parser().parse_args(arguments)).items()}
     command = settings.pop("command")
 
     # These take seconds, and a misspelt argument should not.

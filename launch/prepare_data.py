@@ -11,8 +11,9 @@ python launch/prepare_data.py push data/ms1mv3 OWNER/NAME
 import inspect
 import sys
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
+from ffc_ds.config.command_line import make_parser, read_command, with_underscores
 from ffc_ds.data.importers.hub import push
 from ffc_ds.data.importers.imagefolder import plan_imagefolder
 from ffc_ds.data.importers.inspection import inspect as inspect_folder
@@ -20,7 +21,6 @@ from ffc_ds.data.importers.lmdb import plan_lmdb
 from ffc_ds.data.importers.recordio import plan_recordio
 from ffc_ds.data.importers.shards import write_shards
 from ffc_ds.data.importers.webdataset import plan_webdataset
-from ffc_ds.errors import UserError
 from ffc_ds.launching import run_for_user
 
 SOURCES = {
@@ -33,12 +33,7 @@ TOOLS = {"inspect": inspect_folder, "push": push}
 
 
 def main(arguments: list[str]) -> None:
-    try:
-        settings = parser().parse_args([_with_underscores(each) for each in arguments])
-    except ArgumentError as error:
-        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
-    command = settings.subcommand
-    chosen = settings[command].as_dict()
+    command, chosen = read_command(parser(), with_underscores(arguments))
     if command in TOOLS:
         TOOLS[command](**chosen)
     else:
@@ -48,21 +43,15 @@ def main(arguments: list[str]) -> None:
 
 
 def parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Bring a dataset into parquet files.")
+    parser = make_parser("Bring a dataset into parquet files.")
     commands = parser.add_subcommands()
     for name, function in (SOURCES | TOOLS).items():
-        command = ArgumentParser(exit_on_error=False, description=function.__doc__.partition("\n")[0])
+        command = make_parser(function.__doc__.partition("\n")[0])
         command.add_function_arguments(function, as_positional=True)
         if name in SOURCES:
             command.add_function_arguments(write_shards, as_positional=True, skip={"plan"})
         commands.add_subcommand(name, command, help=command.description)
     return parser
-
-
-def _with_underscores(argument: str) -> str:
-    """Options may be written with dashes as well, like --on-error."""
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
 if __name__ == "__main__":

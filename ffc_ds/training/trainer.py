@@ -23,7 +23,7 @@ from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.training import checkpoint
 from ffc_ds.training.data import open_training_data
-from ffc_ds.training.engine import Engine, init_distributed
+from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.training.schedule import learning_rate
@@ -46,6 +46,7 @@ class Trainer:
         data, model = config.data, config.model
         whole = data.images_per_identity // 2 if data.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
+        together(lambda: check_deepspeed_config(config))  # before any data is read
         self.faces, self.index, self.pairs = open_training_data(config)
         self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(

@@ -178,7 +178,7 @@ def spoil(run, what):
     ("what", "settings", "message"),
     [
         ("unfinished", {}, "results.json.*finished training"),
-        ("cut results", {}, "results.json is damaged"),
+        ("cut results", {}, "results.json is not JSON that can be used"),
         ("other json", {}, "results.json.*lacks.*trained"),
         ("no weights", {}, "model.safetensors is missing"),
         ("cut weights", {}, "model cannot be loaded"),
