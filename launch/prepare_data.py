@@ -44,7 +44,11 @@ def main(arguments: list[str]) -> None:
     else:
         plan = SOURCES[command]
         about = {name: chosen.pop(name) for name in inspect.signature(plan).parameters}
-        write_shards(plan(**about), **chosen)
+        try:
+            planned = plan(**about)
+        except OSError as error:
+            raise UserError(f"{about['source']} cannot be read ({error}): see to its rights, or copy it") from error
+        write_shards(planned, **chosen)
 
 
 def parser() -> ArgumentParser:

@@ -1,5 +1,6 @@
 """`launch/prepare_data.py` through its front door: every source, and every bad input once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,10 +106,42 @@ def test_bad_input_gives_one_message_and_leaves_nothing(sources, tmp_path):
     content = (recordio / "train.rec").read_bytes()
     (recordio / "train.rec").write_bytes(content[:32] + b"junk" + content[36:])
     refused("broken record 1: not a ", *sources["recordio"][:2], "--on-error", "stop", "--check", "full")
-    (recordio / "train.rec").write_bytes(b"junk" + content)
-    refused("not a RecordIO file", *sources["recordio"])
-    (recordio / "train.idx").unlink()
-    refused(r"there is no .*train\.idx", *sources["recordio"])
+    (recordio / "train.rec").write_bytes(b"junk")
+    refused("not a RecordIO file: it is a text", *sources["recordio"])
+    (recordio / "train.rec").unlink()
+    refused(r"there is no .*train\.rec", *sources["recordio"])
+
+
+@pytest.mark.parametrize("kind, name", [("recordio", "train.rec"), ("lmdb", "data.mdb"), ("webdataset", "a.tar")])
+def test_an_import_of_a_source_that_changed_since_is_refused(sources, kind, name, tmp_path):
+    arguments = [*sources[kind], str(tmp_path / "out"), "--workers", "1"]
+    main(arguments)
+    main(arguments)
+    path = Path(sources[kind][1]) / name
+    content, times = path.read_bytes(), path.stat()
+    place = content.index(IMAGES[7][-40:])
+    path.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(
+        UserError, match="the source's files changed since .*out was begun: give another folder"
+    ) as told:
+        main(arguments)
+    assert len(str(told.value)) < 300
+    assert rows(tmp_path / "out") == EXPECTED
+    path.write_bytes(content)
+    main(arguments)
+
+
+def test_records_without_an_index_in_the_shell(sources, tmp_path):
+    source = Path(sources["recordio"][1])
+    (source / "train.idx").unlink()
+    content = bytearray((source / "train.rec").read_bytes())
+    content[:8] = bytes(8)
+    (source / "train.rec").write_bytes(content)
+    done = run("recordio", source, tmp_path / "out", "--workers", "1")
+    assert done.returncode == 0 and rows(tmp_path / "out") == EXPECTED[1:]
+    assert "train.idx, so the records of train.rec are found by scanning" in done.stdout
+    assert "11 images in" in done.stdout and "1 broken records" in done.stdout and "broken: byte 0: " in done.stdout
 
 
 def test_a_folder_that_can_neither_be_looked_at_nor_uploaded(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.data.importers.image_check import damage
 from ffc_ds.data.importers.plan import BOM, Broken, Lines, Plan, Record, check_count, content_of, divide_lines
 from ffc_ds.data.importers.record_file import MAGIC, is_start, next_start, opened, records, scan
@@ -40,7 +41,7 @@ def plan_recordio(source: str, shard_images: int = 20_000) -> Plan:
     identities = _count_identities(described)
     with opened(rec) as data:
         if next_start(data, 0, START) == len(data):
-            raise UserError(f"{rec} is not a RecordIO file: no record starts at its beginning")
+            raise UserError(f"{rec} is not a RecordIO file: it is {file_kind(rec) or 'of an unknown kind'}")
         try:
             starts, parts = _divide_index(idx, data, shard_images)
         except ValueError as reason:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub
 
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.data.importers import tar_files
 from ffc_ds.data.importers.plan import Broken, Plan, Record, check_size, content_of, parse_label, printable
 from ffc_ds.data.importers.tar_files import File
@@ -71,8 +72,8 @@ def read_tar(path: Path, name: str, label: str = "cls") -> Iterator[Record | Bro
                 raise UserError(_no_label(tar, files, name, label))
             for key, picture in _samples(files, labels, ending):
                 yield _record(tar, printable(f"{name}/{key}"), picture, labels.get(key))
-    except tar_files.DAMAGE as error:
-        damage = error
+    except tar_files.DAMAGE:
+        damage = f"it is {file_kind(path) or 'of an unknown kind'}"
     if damage:
         yield Broken(printable(f"{name} after {last}"), f"the tar is damaged, its rest is lost ({damage})")
 

@@ -303,7 +303,9 @@ def test_what_is_no_recordio_set_is_refused(tmp_path):
     refused("property does not start with a number of identities")
     (source / "property").unlink()
     (source / "train.rec").write_bytes(pictures(1)[0])
-    refused(r"train\.rec is not a RecordIO file")
+    refused(r"train\.rec is not a RecordIO file: it is a JPEG image")
+    (source / "train.rec").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(r"train\.rec is not a RecordIO file: it is a pointer of Git LFS \(`git lfs pull` brings")
     (source / "train.rec").write_bytes(b"")
     refused(r"train\.rec is empty")
     with pytest.raises(UserError, match="shard_images is 0"):

@@ -305,6 +305,19 @@ def test_a_damaged_tar_says_what_is_lost(tars):
         assert broken[-1].key.startswith("train-9.tar after") and "its rest is lost" in broken[-1].reason
 
 
+def test_what_is_no_tar_is_called_what_it_is(tmp_path):
+    for content, told in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+        (b"<html>404</html>", "it is a web page"),
+        (b"", "it is empty"),
+        (b"PK\3\4" + bytes(600), "it is a zip archive"),
+        (pictures(1)[0], "it is a JPEG image"),
+    ):
+        (tmp_path / "x.tar").write_bytes(content)
+        records, ((key, reason),) = collect(plan_webdataset(str(tmp_path)))
+        assert not records and key == "x.tar after its start" and told in reason
+
+
 def test_what_holds_no_samples_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "empty", tmp_path / "none.tar", tmp_path / "*.tar"):
