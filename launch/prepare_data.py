@@ -1,10 +1,11 @@
-"""Bring a dataset into parquet files, look at them, upload them.
+"""Bring a dataset into parquet files, look at one, upload it.
 
 python launch/prepare_data.py recordio ms1m-retinaface-t1 data/ms1mv3
 python launch/prepare_data.py imagefolder faces data/faces --on_error stop --check full
 python launch/prepare_data.py lmdb train_lmdb train_keys.txt data/train
 python launch/prepare_data.py webdataset gaunernst/ms1mv3-wds data/ms1mv3
 python launch/prepare_data.py inspect data/ms1mv3
+python launch/prepare_data.py inspect OWNER/NAME --image_column photo --label_column person
 python launch/prepare_data.py push data/ms1mv3 OWNER/NAME
 """
 
@@ -39,7 +40,11 @@ def main(arguments: list[str]) -> None:
     else:
         plan = SOURCES[command]
         about = {name: chosen.pop(name) for name in inspect.signature(plan).parameters}
-        write_shards(plan(**about), **chosen)
+        try:
+            planned = plan(**about)
+        except OSError as error:
+            raise UserError(f"{about['source']} cannot be read ({error}): see to its rights, or copy it") from error
+        write_shards(planned, **chosen)
 
 
 def parser() -> ArgumentParser:

@@ -15,8 +15,7 @@ from ffc_ds.errors import UserError
 from ffc_ds.export.finished_run import read_results
 from ffc_ds.export.model_card import model_card
 from ffc_ds.files import written_aside
-from ffc_ds.models import build_backbone
-from ffc_ds.models.insightface_weights import load_insightface_weights
+from ffc_ds.models.insightface_weights import iresnet_name, load_insightface
 from ffc_ds.models.opening import load_backbone
 
 FIGURES = ("roc.png", "learning_curve.png")
@@ -55,16 +54,27 @@ def export_hub(
         _upload(output, push, public)
 
 
-def import_insightface(weights: Path, output: Path, name: str = "iresnet50", embedding_size: int = 512) -> None:
-    """Turn a backbone.pth of InsightFace's arcface_torch into a folder that `AutoModel` opens.
+def import_insightface(
+    weights: Path, output: Path, name: str | None = None, embedding_size: int | None = None, net: str | None = None
+) -> None:
+    """Turn a backbone.pth of InsightFace's arcface_torch, or what holds one, into a folder that `AutoModel` opens.
 
-    weights: state dict of an `iresnet` for 112 x 112 pixels. output: folder to write, which must not exist. name: the
-    iresnet's. embedding_size: length of its embedding. Raises UserError where they do not fit.
+    weights: state dict of an `iresnet`, a checkpoint with one, or safetensors. output: folder to write, which must not
+    exist. name, embedding_size: the iresnet's and the length of its embedding, which the weights say and which are
+    compared if given. net: which one, by the beginning of its tensors' names, if there are several. Raises UserError
+    where they do not fit.
     """
-    if not name.startswith("iresnet"):
+    if name is not None and not name.startswith("iresnet"):
         raise UserError(f"--name {name}: InsightFace's backbone.pth holds an iresnet18, 34, 50, 100 or 200.")
-    model = build_backbone(name, embedding_size=embedding_size)
-    load_insightface_weights(model, weights)
+    model, prefix = load_insightface(weights, net)
+    found, size = iresnet_name(model), model.config.embedding_size
+    if name not in (None, found):
+        raise UserError(f"{weights} holds an {found}, not an {name}: leave --name out, or give the other file")
+    if embedding_size not in (None, size):
+        raise UserError(
+            f"{weights} makes embeddings of {size} numbers, not {embedding_size}: leave --embedding-size out"
+        )
+    print(f"{weights}: {found}, embeddings of {size} numbers" + f", its tensors called {prefix}*" * bool(prefix))
     with written_aside(output) as folder:
         write_backbone(model, folder)
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,9 +86,19 @@ def _begin(folder: Path, about: dict) -> None:
         _write_whole(manifest, about)
     begun = json.loads(manifest.read_text())
     differing = [key for key in begun | about if begun.get(key) != about.get(key)]
+    if differing == ["content"]:
+        raise UserError(
+            f"the source's files changed since {folder} was begun: give another folder to what they are now, or remove "
+            "this one"
+        )
     if differing:
-        changes = "; ".join(f"{key} was {begun.get(key)!s:.80}, now {about.get(key)!s:.80}" for key in differing)
+        changes = "; ".join(_change(key, begun.get(key), about.get(key)) for key in differing)
         raise UserError(f"{folder} was begun for another import ({changes}): give another folder, or remove this one")
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """One difference between two plans; a fingerprint says nothing to people."""
+    return "the source has other files" if key == "content" else f"{key} was {before!s:.80}, now {now!s:.80}"
 
 
 def _write_missing(pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], check: Check, stop: bool) -> None:
@@ -105,7 +115,10 @@ def _write_missing(pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], che
 
 
 def write_part(job: Job, part: Path, check: Check, stop: bool) -> dict:
-    """Write one parquet file and then its report, each aside and renamed: {"images": n, "broken": [(key, reason)]}."""
+    """Write one parquet file and then its report, each aside and renamed.
+
+    The report is {"images": n, "bytes": size of the file, "broken": [(key, reason)]}.
+    """
     partial, images, broken = part.with_suffix(".partial"), 0, []
     try:
         with pq.ParquetWriter(
@@ -114,11 +127,12 @@ def write_part(job: Job, part: Path, check: Check, stop: bool) -> dict:
             for group in _groups(_usable(job(), check, stop, broken)):
                 writer.write_batch(_batch(group))
                 images += len(group)
+        size = partial.stat().st_size
         if images:
             partial.rename(part)
     finally:
         partial.unlink(missing_ok=True)
-    report = {"images": images, "broken": broken}
+    report = {"images": images, "bytes": size, "broken": broken}
     _write_whole(part.with_suffix(".json"), report)
     return report
 
@@ -162,18 +176,20 @@ def _name_files(folder: Path, parts: list[Path]) -> tuple[int, int]:
     """Give the files their names, those without an image left out, and list broken records. Can be repeated."""
     reports = [json.loads(part.with_suffix(".json").read_text()) for part in parts]
     broken = [entry for report in reports for entry in report["broken"]]
-    filled = [part for part, report in zip(parts, reports, strict=True) if report["images"]]
+    filled = [(part, report["bytes"]) for part, report in zip(parts, reports, strict=True) if report["images"]]
     if not filled:
         first = ": ".join(broken[0]) if broken else "there is none"
         raise UserError(f"no image can be used, so {folder} stays empty (the first one: {first})")
     if broken:
         (folder / "broken.tsv").write_text("".join(f"{key}\t{reason}\n" for key, reason in broken))
-    for number, part in enumerate(filled):
+    for number, (part, size) in enumerate(filled):
         named = folder / f"train-{number:05d}-of-{len(filled):05d}.parquet"
         if part.exists():
             part.rename(named)
-        elif not named.exists():
-            raise UserError(f"{named} was written and is gone: put it back, or remove {folder} and begin anew")
+        there = named.stat().st_size if named.exists() else 0
+        if there != size:
+            what = f"has {there:,} bytes, not the {size:,} of it" if there else "is gone"
+            raise UserError(f"{named} was written and {what}: put it back, or remove {folder} and begin anew")
     return sum(report["images"] for report in reports), len(broken)
 
 

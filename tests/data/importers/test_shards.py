@@ -112,11 +112,25 @@ def test_killed_while_files_get_their_names(tmp_path, monkeypatch):
     assert imported(plan_of(), tmp_path / "out") == ROWS
 
 
-def test_a_lost_file_is_missed(tmp_path):
+@pytest.mark.parametrize("keep, told", [(0, "is gone"), (-100, "has .* bytes, not the"), (None, "is gone")])
+def test_a_lost_file_and_a_cut_one_are_missed(tmp_path, keep, told):
     imported(plan_of(), tmp_path / "out")
-    (tmp_path / "out" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UserError, match="train-00001-of-00003.parquet was written and is gone"):
+    path = tmp_path / "out" / "train-00001-of-00003.parquet"
+    content = path.read_bytes()
+    path.unlink() if keep is None else path.write_bytes(content[:keep])
+    with pytest.raises(UserError, match=f"train-00001-of-00003.parquet was written and {told}.*: put it back"):
         imported(plan_of(), tmp_path / "out")
+    path.write_bytes(content)
+    assert imported(plan_of(), tmp_path / "out") == ROWS
+
+
+def test_a_file_cut_before_it_has_its_name_is_missed(tmp_path):
+    with pytest.raises(UserError, match="broken record key 11"):  # the two first ones are finished
+        imported(plan_of(broken=(11,)), tmp_path / "out", on_error="stop")
+    part = tmp_path / "out" / ".prepare" / "00000.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(UserError, match="train-00000-of-00003.parquet was written and has 50 bytes, not the"):
+        imported(plan_of(broken=(11,)), tmp_path / "out")
 
 
 SCRIPT = """
@@ -161,6 +175,13 @@ def test_a_folder_begun_for_something_else_is_left_alone(tmp_path):
     ):
         with pytest.raises(UserError, match=f"begun for another import .{changed}.: give another folder"):
             imported(plan, tmp_path / "out", **settings)
+    told = f"the source's files changed since {tmp_path}/out was begun: give another folder"
+    for about in ({"source": "test", "content": "0a1b"}, {"source": "test", "content": "0a1c"}):
+        with pytest.raises(UserError, match=told) as raised:
+            imported(plan_of(about=about), tmp_path / "out")
+        assert "0a1" not in str(raised.value)
+    with pytest.raises(UserError, match="import .source was test, now other; the source has other files."):
+        imported(plan_of(about={"source": "other", "content": "0a1b"}), tmp_path / "out")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("")
     with pytest.raises(UserError, match="used is not empty"):
