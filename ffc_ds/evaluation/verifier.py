@@ -9,8 +9,9 @@ import torch
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import world_size
 from ffc_ds.embedding import embed
+from ffc_ds.evaluation.pair_choice import make_pairs
 from ffc_ds.evaluation.pair_files import read_pair_bin
-from ffc_ds.evaluation.verification import VerificationResult, make_pairs, verify_pairs
+from ffc_ds.evaluation.verification import VerificationResult, verify_pairs
 
 
 class EncodedImages:
