@@ -7,6 +7,8 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ffc_ds.errors import shared
 
+LISTS = ("pairs", "ijb", "noises")
+
 
 @dataclass
 class EvaluationConfig:
@@ -17,7 +19,7 @@ class EvaluationConfig:
     output_dir: str
     """Folder to write: results.json, table.md, roc.png, histogram.png, errors.png. It must not exist."""
     pairs: list[str] = field(default_factory=list)
-    """Pair sets: InsightFace .bin files, and lists such as LFW's pairs.txt (videos: YTF's splits.txt)."""
+    """Pair sets: InsightFace .bin files, lists such as LFW's pairs.txt (videos: YTF's splits.txt), CFP's Split/FP."""
     images: str | None = None
     """Folder with the images of the lists of pairs; by default the one each list is in."""
     ijb: list[str] = field(default_factory=list)
@@ -26,6 +28,8 @@ class EvaluationConfig:
     """MegaFace-style identification: folder with a folder of images for each person."""
     distractors: str | None = None
     """The images of others that the probes' mates must be told from, in a folder with any folders inside."""
+    noises: list[str] = field(default_factory=list)
+    """Lists of images to leave out of both, such as InsightFace's facescrub_noises.txt and megaface_noises.txt."""
     flip: bool = True
     """Add the features of an image and of its mirror image."""
     detector_score: bool = True
@@ -37,13 +41,13 @@ class EvaluationConfig:
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:
-    """Settings from `--name value`, of which `pairs` and `ijb` take several values. Raises UserError (shared)."""
+    """Settings from `--name value`, of which LISTS take several values. Raises UserError (shared)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, description="Evaluate a backbone by the field's protocols.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
-    parser.add_class_arguments(EvaluationConfig, skip={"pairs", "ijb"})
+    parser.add_class_arguments(EvaluationConfig, skip=set(LISTS))
     about = {field.arg_name: field.description for field in docstring_parser.parse_from_object(EvaluationConfig).params}
-    for name in ("pairs", "ijb"):
+    for name in LISTS:
         parser.add_argument(f"--{name}", nargs="+", type=str, default=[], help=about[name])
     try:
         settings = parser.parse_args(arguments).as_dict()
