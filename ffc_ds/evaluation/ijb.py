@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.alignment import AlignedImages
 from ffc_ds.evaluation.templates import Templates
@@ -107,12 +108,17 @@ def _read(path: Path, columns: dict[str, pa.DataType], heading: bool = False) ->
             csv.ConvertOptions(column_types=kinds, include_columns=names, null_values=[], strings_can_be_null=False),
         )
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or _other_kind(path) or str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be used ({reason}): each line must hold {', '.join(columns)}") from None
     return {
         column: table[name].to_numpy() if kinds[name] != pa.string() else np.array(table[name].to_pylist(), dtype=str)
         for column, name in zip(columns, names, strict=True)
     }
+
+
+def _other_kind(path: Path) -> str | None:
+    kind = file_kind(path)
+    return None if kind in ("a text", "empty", None) else f"it is {kind}"
 
 
 def _places(known: np.ndarray, wanted: np.ndarray, complaint: str) -> np.ndarray:

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ffc_ds.data.file_kinds import START, kind_of_file
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.flags import read_flag
+from ffc_ds.evaluation.verification import FOLDS
 
 Image = tuple[str, int] | tuple[str]
 """An image, or a folder of frames: number i of a person, or a path."""
 Row = tuple[int, str]
 """A line with its number."""
 
-FOLDS = 10
 FORMS = """
     name i j                   images i and j of a person
     name i other j             images of two people
@@ -72,9 +72,9 @@ def read_list(path: str) -> Listed:
 
 def _lines(path: str) -> list[str]:
     try:
+        if (kind := file_kind(Path(path))) not in ("a text", None):
+            raise UserError(f"{path} is no list of pairs but {kind}: get or write the list again")
         data = Path(path).read_bytes()
-        if kind := kind_of_file(data[:START]):
-            raise UserError(f"list of pairs {path} is {kind}")
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except OSError as error:
         raise UserError(f"list of pairs {path} cannot be read: {error.strerror}") from None

@@ -9,12 +9,13 @@ import os
 import pickle
 import pickletools
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ffc_ds.data.file_kinds import START, kind_of_file
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.flags import read_flag
 
@@ -26,9 +27,9 @@ IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"GIF
 def read_pair_bin(path: str | os.PathLike) -> tuple[list[bytes], np.ndarray]:
     """Read a pair file: 2n encoded images, pair i being images 2i and 2i + 1, and `same`, bool [n].
 
-    Images may be stored as bytes, byte arrays, Python 2 strings or arrays of bytes, flags as anything that `read_flag`
-    takes, each also as numbers of numpy; both in lists, tuples or arrays. Raises UserError, naming the file and the
-    reason, if it is missing, too large, cut off, something else than a pickle, refers to anything but bytes and
+    Images may be stored as bytes, byte arrays, Python 2 strings or arrays of bytes, and flags as anything that
+    `read_flag` takes or arrays of one element, both in lists, tuples or arrays. Raises UserError, naming the file and
+    the reason, if it is missing, too large, cut off, something else than a pickle, refers to anything but bytes and
     arrays, or its images and flags are not what the format says. Never executes code from the file.
     """
     path = Path(path)
@@ -36,9 +37,9 @@ def read_pair_bin(path: str | os.PathLike) -> tuple[list[bytes], np.ndarray]:
         size = path.stat().st_size
         if not path.is_file() or size > MAX_BYTES:
             raise pickle.UnpicklingError(f"it is not a file of at most {MAX_BYTES} bytes")
-        data = path.read_bytes()
-        if kind := kind_of_file(data[:START]):
+        if kind := _other_kind(path):
             raise pickle.UnpicklingError(f"it is {kind}")
+        data = path.read_bytes()
         _check_opcodes(data)
         content = _values(_PairUnpickler(io.BytesIO(data), encoding="bytes").load())
         images, same = map(_values, content) if content is not None and len(content) == 2 else (None, None)
@@ -63,6 +64,21 @@ def write_pair_bin(path: str | os.PathLike, images: Sequence[bytes], same: np.nd
     if not flags or len(images) != 2 * len(flags):
         raise ValueError(f"{len(images)} images and {len(flags)} flags: a pair file holds two images a flag")
     Path(path).write_bytes(pickle.dumps((list(images), flags), protocol=4))
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is no pickle for certain, and what to do. Pickles of the first protocols are texts."""
+    kind = file_kind(path)
+    if kind in ("a pickle", "a text", None):
+        return None
+    if kind == "a zip archive" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names):
+            return "a file of torch.save"
+        if names and all(name.endswith(".npy") for name in names):
+            return "an archive of NumPy arrays (.npz)"
+    return f"{kind}: unpack it" if kind.startswith("packed") or kind.endswith("archive") else kind
 
 
 def _check_opcodes(data: bytes) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.cfp import read_cfp
 from ffc_ds.evaluation.image_files import ImageFiles
-from ffc_ds.evaluation.list_forms import FOLDS, Image, Listed, read_list
+from ffc_ds.evaluation.list_forms import Image, Listed, read_list
 from ffc_ds.evaluation.list_images import ListImages
 from ffc_ds.evaluation.templates import Templates
-from ffc_ds.evaluation.verifier import Pairs
+from ffc_ds.evaluation.verification import FOLDS
+from ffc_ds.evaluation.verifier import Pairs, check_verifiable
 
 NAMED = 5  # missing images
 
@@ -40,7 +41,7 @@ def read_pairs(path: str, folder: str | None = None) -> TemplatePairs:
     if path.lower().endswith((".bin", ".pkl", ".pickle")):
         pairs = Pairs.from_bin(path)
         templates = Templates.means(pairs.images, np.arange(len(pairs.rows)))
-        return _checked(TemplatePairs(templates, pairs.left, pairs.right, pairs.same))
+        return TemplatePairs(templates, pairs.left, pairs.right, pairs.same)
     if os.path.isdir(path):
         listed, beside = read_cfp(path)
     else:
@@ -50,8 +51,9 @@ def read_pairs(path: str, folder: str | None = None) -> TemplatePairs:
     files = _found(list(numbers), beside if folder is None else folder, path)
     group = np.repeat(np.arange(len(files)), [len(each) for each in files])
     templates = Templates.means(ImageFiles([file for each in files for file in each], path), group)
-    folds = listed.folds if isinstance(listed.folds, int) else np.array(listed.folds)
-    return _checked(TemplatePairs(templates, left, right, np.array(listed.same, bool), folds))
+    same, folds = np.array(listed.same, bool), listed.folds
+    check_verifiable(path, same, folds if isinstance(folds, int) else len(set(folds)))
+    return TemplatePairs(templates, left, right, same, folds if isinstance(folds, int) else np.array(folds))
 
 
 def _halves(path: str) -> Listed:
@@ -79,13 +81,3 @@ def _found(images: list[Image], folder: str, path: str) -> list[list[str]]:
             f"--images; image i of a person may be name/name_i, name/i or name_i, with zeros before i and any ending"
         )
     return files
-
-
-def _checked(pairs: TemplatePairs) -> TemplatePairs:
-    same, name = pairs.same, pairs.templates.images.name
-    folds = pairs.folds if isinstance(pairs.folds, int) else len(np.unique(pairs.folds))
-    if not 2 <= folds <= len(same):
-        raise UserError(f"{name} holds {len(same)} pairs, from which {folds} folds cannot be made")
-    if same.all() or not same.any():
-        raise UserError(f"{name} needs pairs of both kinds, but all of its pairs are of one kind")
-    return pairs

@@ -14,6 +14,7 @@ import numpy as np
 
 from ffc_ds.evaluation.scores import errors_allowed
 
+FOLDS = 10
 FAR_TARGETS = (1e-2, 1e-3)
 
 
@@ -51,7 +52,7 @@ class VerificationResult:
 
 
 def verify_pairs(
-    first: np.ndarray, second: np.ndarray, same: np.ndarray, folds: int | np.ndarray = 10
+    first: np.ndarray, second: np.ndarray, same: np.ndarray, folds: int | np.ndarray = FOLDS
 ) -> VerificationResult:
     """Verify pairs `first[i]`, `second[i]` (float [n, D], any scale) against `same` (bool [n]), in the order given.
 

@@ -163,6 +163,7 @@ def first_line(text):
         ),
         ("face_tid_mid.txt", first_line("1.jpg three 4\n"), "invalid value 'three'"),
         ("face_tid_mid.txt", first_line("999.jpg 3 4\n"), "5pts_score.txt has no line for image 999.jpg"),
+        ("face_tid_mid.txt", lambda old: "version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
         ("name_5pts_score.txt", None, "name_5pts_score.txt cannot be used .No such file"),
         ("name_5pts_score.txt", first_line("1.jpg 1 2 3 4 5 6 7 8 9 10\n"), "Expected 12 columns, got 11"),
         ("name_5pts_score.txt", first_line("1.jpg 1 2 3 4 5 6 7 8 9 10 nan\n"), "image 1.jpg are not finite"),

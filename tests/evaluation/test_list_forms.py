@@ -1,6 +1,7 @@
 """Lists of pairs in each form that the field has; what is wrong in one is named with its line and the forms."""
 
 import itertools
+import pickle
 import random
 
 import pytest
@@ -161,13 +162,18 @@ def test_what_is_no_list_is_called_what_it_is(tmp_path):
     with pytest.raises(UserError, match="none.txt cannot be read: No such file"):
         read_list(str(tmp_path / "none.txt"))
     for content, reason in (
-        (b"", "is empty"),
+        (b"", "no list of pairs but empty"),
         (b"\xff\xfe\x00", "no text in UTF-8"),
         (b"Ann\xff 1 2\n", "no text in UTF-8"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS.*git lfs pull"),
-        (b"<!DOCTYPE html><html>", "is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "no list of pairs but a pointer of Git LFS .*git lfs pull",
+        ),
+        (b"<!DOCTYPE html><html>", "no list of pairs but a web page"),
         (b"\x1f\x8b\x08\0", "packed by gzip"),
-        (b"\x93NUMPY\x01", "an array of numpy"),
+        (pickle.dumps([1]), "a pickle"),
+        (bytes(100), "all zeros"),
+        (b"\x93NUMPY\x01", "a NumPy array"),
     ):
         with pytest.raises(UserError, match=reason) as error:
             read_list(written(tmp_path, content))

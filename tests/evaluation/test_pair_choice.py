@@ -1,5 +1,7 @@
 """make_pairs against its promises."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.pair_choice import make_pairs
+from ffc_ds.evaluation.verifier import Pairs
 
 
 def identity_index(counts, seed=0):
@@ -95,3 +98,11 @@ def test_too_few_identities_are_the_users_to_mend(counts):
         make_pairs(offsets, images, 100, seed=0)
     with pytest.raises(UserError, match="at least 2"):
         make_pairs(offsets, images, 1, seed=0)
+
+
+def test_fewer_pairs_than_folds_are_refused_before_a_training_begins():
+    offsets, images, _ = identity_index([3] * 20)
+    index = SimpleNamespace(offsets=offsets, images=images)
+    assert len(Pairs.from_identities(None, "split test", index, 10, 0).same) == 10
+    with pytest.raises(UserError, match="split test holds 9 pairs, from which 10 folds cannot be made"):
+        Pairs.from_identities(None, "split test", index, 9, 0)

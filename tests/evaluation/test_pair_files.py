@@ -220,11 +220,12 @@ def test_what_is_something_else_is_called_what_it_is(tmp_path):
     def called(reason):
         refused(path, f"not a valid InsightFace .bin: it is {reason}")
 
-    path.write_bytes(b"")
-    called("empty")
+    for content, kind in ((b"", "empty"), (bytes(99), "all zeros")):
+        path.write_bytes(content)
+        called(kind)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 64\n")
-    called(r"a pointer of Git LFS, .* `git lfs pull`")
-    for page in ("<!DOCTYPE html>\n<html>", "\n<html lang=en>", "<!-- x -->\n<HTML>", "\ufeff<!doctype html>"):
+    called("a pointer of Git LFS .`git lfs pull` brings")
+    for page in ("<!DOCTYPE html>\n<html>", "\n<html lang=en>", "<HTML>", "\ufeff<!doctype html>"):
         path.write_text(page, encoding="utf-8")
         called("a web page")
     path.write_bytes(gzip.compress(whole))
@@ -237,19 +238,19 @@ def test_what_is_something_else_is_called_what_it_is(tmp_path):
     called("a tar archive: unpack it")
     with open(path, "wb") as file:
         np.save(file, np.zeros(3))
-    called(r"an array of numpy \(.npy\)")
+    called("a NumPy array")
     with open(path, "wb") as file:
         np.savez(file, images=np.zeros(3))
-    called(r"an archive of numpy arrays \(.npz\)")
+    called(r"an archive of NumPy arrays \(.npz\)")
     with open(path, "wb") as file:
         np.savez_compressed(file, images=np.zeros(3))
-    called(r"an archive of numpy arrays \(.npz\)")
+    called(r"an archive of NumPy arrays \(.npz\)")
     torch.save([torch.zeros(3)], path)
     called("a file of torch.save")
     path.write_bytes(b"\x0a\x23\xd7\xce" + bytes(100))
     called("RecordIO")
     path.write_bytes(IMAGES[0])
-    called("a single picture")
+    called("a JPEG image")
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -7,6 +7,7 @@ from ffc_ds.errors import UserError
 from ffc_ds.evaluation.pair_files import write_pair_bin
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.verification import verify_pairs
+from ffc_ds.evaluation.verifier import Pairs
 from tests.protocol_data import person_folders, picture, write_lines
 
 TEN = [("Person_0", 1, 2)] * 5 + [("Person_0", 1, "Person_1", 2)] * 5
@@ -240,7 +241,12 @@ def test_pairs_that_cannot_be_verified(tmp_path, rows, reason):
     assert "pairs.txt" in str(error.value)
 
 
-def test_unusable_bins(tmp_path):
+def test_bins_that_cannot_be_verified_are_refused_before_a_training_begins(tmp_path):
     write_pair_bin(tmp_path / "few.BIN", [b"\xff\xd8\xff"] * 8, np.array([1, 0, 1, 0], dtype=bool))
     with pytest.raises(UserError, match="few.BIN holds 4 pairs, from which 10 folds cannot be made"):
         read_pairs(str(tmp_path / "few.BIN"))
+    with pytest.raises(UserError, match="few.BIN holds 4 pairs"):
+        Pairs.from_bin(str(tmp_path / "few.BIN"))
+    write_pair_bin(tmp_path / "one.bin", [b"\xff\xd8\xff"] * 40, np.ones(20, dtype=bool))
+    with pytest.raises(UserError, match="one.bin needs pairs of both kinds"):
+        Pairs.from_bin(str(tmp_path / "one.bin"))
