@@ -1,17 +1,18 @@
 """The field's protocols, each a function: embed what was read, score it, return a `Result`."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ffc_ds.data.decoding import decode
 from ffc_ds.evaluation.identification import identify, mate_pairs
-from ffc_ds.evaluation.ijb import IJB
+from ffc_ds.evaluation.ijb import IJB, SubjectTemplates
 from ffc_ds.evaluation.image_files import ImageFiles
 from ffc_ds.evaluation.pair_lists import TemplatePairs
 from ffc_ds.evaluation.scores import accept_rates, area_under_roc, histogram, pair_scores, roc
-from ffc_ds.evaluation.search import search
+from ffc_ds.evaluation.search import search, search_joined
 from ffc_ds.evaluation.templates import Embedder, Templates
 from ffc_ds.evaluation.verification import verify_pairs
 
@@ -49,7 +50,11 @@ def verify_sets(embedder: Embedder, pairs: TemplatePairs) -> Result:
 
 
 def evaluate_ijb(embedder: Embedder, ijb: IJB) -> list[Result]:
-    """IJB-B or IJB-C: 1:1 over the listed pairs of templates and 1:N in each gallery, as far as there are files."""
+    """IJB-B or IJB-C: 1:1 over the listed pairs of templates and 1:N in each gallery, as far as there are files.
+
+    A TAR is given at the most false accepts that its FAR allows; InsightFace's `ijb_11.py` takes the point of the curve
+    whose FAR is nearest, above or below. Its 1:N figures are those of the galleries joined.
+    """
     features = embedder.templates(ijb.templates)
     results = [] if ijb.same is None else [_verify_templates(features, ijb)]
     if ijb.probes is not None:
@@ -73,9 +78,9 @@ def _verify_templates(features: np.ndarray, ijb: IJB) -> Result:
 
 
 def _search_templates(features: np.ndarray, ijb: IJB) -> list[Result]:
-    results, probes = [], ijb.probes
-    for name, gallery in ijb.galleries.items():
-        found = search(features[probes.templates], probes.subjects, features[gallery.templates], gallery.subjects)
+    def result(name: str, how: Callable, gallery: SubjectTemplates) -> Result:
+        probes = ijb.probes
+        found = how(features[probes.templates], probes.subjects, features[gallery.templates], gallery.subjects)
         numbers = {
             "rank": found.rank,
             "tpir_at_fpir": found.tpir_at_fpir,
@@ -83,9 +88,17 @@ def _search_templates(features: np.ndarray, ijb: IJB) -> list[Result]:
             "non_mated_searches": found.non_mated,
             "gallery": len(gallery.templates),
         }
-        results.append(Result("1:N identification", f"{ijb.name} {name}", numbers, histogram=found.histogram))
+        return Result("1:N identification", f"{ijb.name}{name}", numbers, histogram=found.histogram)
+
+    galleries = list(ijb.galleries.values())
+    results = [result(f" {name}", search, gallery) for name, gallery in ijb.galleries.items()]
     mean = {key: _mean([each.numbers[key] for each in results]) for key in ("rank", "tpir_at_fpir")}
-    return [*results, Result("1:N identification", f"{ijb.name}, mean of galleries", mean)]
+    results.append(Result("1:N identification", f"{ijb.name}, mean of galleries", mean))
+    templates, subjects = (np.concatenate(parts) for parts in zip(*map(astuple, galleries), strict=True))
+    return [
+        *results,
+        result(", galleries joined as by InsightFace", search_joined, SubjectTemplates(templates, subjects)),
+    ]
 
 
 def _mean(rates: list[dict[str, float | None]]) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.ijb import read_ijb
 from ffc_ds.evaluation.image_files import read_distractors, read_probes
+from ffc_ds.evaluation.noises import leave_out_noises
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.protocols import Result, evaluate_ijb, identify_among, verify_sets
 from ffc_ds.evaluation.results import write_results
@@ -59,7 +60,11 @@ def _open(config: EvaluationConfig) -> list[Callable[[Embedder], Result | list[R
     if config.probes is not None:
         probes, subjects = read_probes(config.probes)
         distractors = read_distractors(config.distractors)
+        if config.noises:
+            probes, subjects, distractors = leave_out_noises(config.noises, probes, subjects, distractors)
         protocols.append(partial(identify_among, probes=probes, subjects=subjects, distractors=distractors))
+    elif config.noises:
+        raise UserError("--noises are left out of --probes and --distractors: give these as well")
     if not protocols:
         raise UserError("there is nothing to evaluate on: give --pairs, --ijb, or --probes and --distractors")
     return protocols

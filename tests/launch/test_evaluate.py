@@ -65,7 +65,7 @@ def test_one_run_leaves_numbers_tables_and_figures(data, alone):
         ("1:1 verification of templates", "IJBC"),
         ("1:N identification", "IJBC G1"),
     ]
-    assert len(found) == 7 and found[6][0] == "identification among distractors"
+    assert len(found) == 8 and found[7][0] == "identification among distractors"
     assert stored["versions"]["torch"] and stored["config"]["batch_size"] == 8
     assert stored["results"][2]["tar_at_far"]["1e-06"] is None
 
@@ -73,7 +73,7 @@ def test_one_run_leaves_numbers_tables_and_figures(data, alone):
     assert table in done.stdout and str(folder) in done.stdout
     assert table.count("## ") == 4 and "TAR at FAR 1e-06" in table and "| not resolvable |" in table
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 * 2 + 7
+    assert len(rows) == 4 * 2 + 8
     assert f"{stored['results'][0]['accuracy']:.4f}" in table
 
 
@@ -131,6 +131,7 @@ def test_what_fails_in_the_middle_leaves_nothing(data, tmp_path):
     [
         ([], "nothing to evaluate on"),
         (["--probes", "."], "identification takes both"),
+        (["--pairs", "lfw.bin", "--noises", "n.txt"], "give these as well"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--batch_size", "many"], "settings cannot be used.*batch_size"),
         (["--bathc_size", "3"], "settings cannot be used.*bathc_size"),
