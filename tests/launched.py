@@ -30,10 +30,16 @@ TINY = [
 TIMING = {"images_per_second", "data_wait", "memory_gib"}
 
 
+_kept = []
+
+
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port for one run. Until this process ends nobody else gets it: it is bound, but so that the run may listen."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _kept.append(probe)
+    return str(probe.getsockname()[1])
 
 
 def command(world: int, *arguments: str) -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-from tqdm import tqdm
 
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex, cached, load_or_build
@@ -13,6 +12,7 @@ from ffc_ds.data.training_faces import TrainingFaces, load_sets
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import shared
 from ffc_ds.evaluation.verifier import Pairs
+from ffc_ds.progress import say, waiting
 
 
 def open_training_data(config: Config) -> tuple[TrainingFaces, IdentityIndex, Pairs]:
@@ -30,7 +30,7 @@ def open_training_data(config: Config) -> tuple[TrainingFaces, IdentityIndex, Pa
         index = part(f"from-{data.min_images}", lambda: everybody.at_least(data.min_images))
         if rank() == 0:
             left_out = f"{everybody.identities - index.identities:,} of {everybody.identities:,} identities left out"
-            tqdm.write(f"data.min_images {data.min_images}: {left_out}")
+            say(f"data.min_images {data.min_images}: {left_out}")
     evaluation = config.eval
     if evaluation.bin:
         pairs = together(lambda: Pairs.from_bin(evaluation.bin))
@@ -51,7 +51,8 @@ def _opened(names, split: str, config: Config):
         faces = load_sets(names, split, config.data.image_column, config.data.label_column)
         return faces, load_or_build(faces.labels, faces.fingerprint, _cache())
 
-    return first_rank_first(opened)
+    with waiting(f"opening {names}", shown=rank() == 0):
+        return first_rank_first(opened)
 
 
 def _cache() -> Path:

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken
 from ffc_ds.data.importers.processes import process_pool, results
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
+from ffc_ds.progress import progress
 
 BAR = 40  # characters
 BATCH = 256  # images
@@ -65,7 +65,7 @@ def examine(folder: str, split: str, check: Check, workers: int | None) -> Inspe
     files = sorted(Path(folder).glob(f"{split}-*.parquet"))
     if not files:
         raise UserError(f"there is no {split}-*.parquet in {folder}: give a folder that prepare_data.py wrote")
-    with process_pool(workers) as pool, tqdm(total=len(files), unit="file") as bar:
+    with process_pool(workers) as pool, progress(desc="inspect", unit="files", total=len(files)) as bar:
         parts = []
         for part in results([pool.submit(examine_file, file, check) for file in files]):
             parts.append(part)
