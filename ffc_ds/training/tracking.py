@@ -106,12 +106,13 @@ def _begin(config: Config, folder: Path, wandb_id: str | None, mode: str):
             settings=wandb.Settings(silent=True, console="off", **timeouts),
         )
     except (wandb.errors.Error, ValueError) as error:  # the latter for a WANDB_ variable that it does not understand
+        reason = f"{' '.join(str(error).split()):.200}"
         if config.tracking.wandb == "online":
             raise UserError(
-                f"tracking.wandb is online, but {error}: choose offline, and `wandb sync` later."
+                f"tracking.wandb is online, but {reason}: choose offline, and `wandb sync` later."
             ) from error
         instead = {"online": "offline", "offline": "disabled"}[mode]
-        say(f"Weights & Biases cannot be used {mode} ({error}); going on {instead}")
+        say(f"Weights & Biases cannot be used {mode} ({reason}); going on {instead}")
         return _begin(config, folder, wandb_id, instead)
 
 
