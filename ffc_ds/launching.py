@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -47,7 +48,7 @@ def overruled_devices() -> str | None:
     name, given = "CUDA_VISIBLE_DEVICES", None
     try:
         for parent in psutil.Process().parents():  # the launcher is two of them, and takes the variable from the second
-            if not any("deepspeed" in part for part in parent.cmdline()):
+            if not any(Path(part).name == "deepspeed" or "deepspeed.launcher." in part for part in parent.cmdline()):
                 break
             given = parent.environ().get(name) or given
     except psutil.Error:

@@ -42,19 +42,18 @@ def free_port() -> str:
     return str(probe.getsockname()[1])
 
 
-def command(world: int, *arguments: str) -> list[str]:
+def command(world: int, *arguments: str, port: str | None = None) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(world)]
-    return [*launcher, "--master_port", free_port(), "launch/train.py", *arguments]
+    return [*launcher, "--master_port", port or free_port(), "launch/train.py", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | more
 
 
-def launch(world: int, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(world, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
+def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> subprocess.CompletedProcess:
+    line, env = command(world, *arguments, port=port), environment(**env)
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
@@ -63,7 +62,7 @@ def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProces
     line = [sys.executable, "launch/train.py", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     ranks = [
-        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, LOCAL_RANK=rank, **job, **env), **pipes)
+        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, LOCAL_RANK=rank, **(job | env)), **pipes)
         for rank in map(str, range(world))
     ]
     with ThreadPoolExecutor(world) as pool:  # each must be read before its pipe is full

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,8 @@ class IdentityIndex:
     def save(self, folder: Path) -> None:
         """Write the arrays aside and rename: a folder of that name is always complete, whoever wins the race."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        aside.mkdir()
         try:
             for field in ("offsets", "images", "names"):
                 np.save(aside / f"{field}.npy", getattr(self, field))

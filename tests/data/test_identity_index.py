@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ffc_ds.data.identity_index import IdentityIndex, load_or_build
 from ffc_ds.errors import UserError
+from tests.umask import more_private_than_the_umask
 
 
 def members(index):
@@ -81,6 +82,7 @@ def test_cache_is_written_once_and_memory_mapped(tmp_path):
     second = load_or_build(labels[::-1], "abc", tmp_path / "cache")
     assert members(second) == members(first)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["identity-index-abc"]
+    assert more_private_than_the_umask(tmp_path) == []  # others of a group may share the cache
 
 
 def test_cache_of_another_dataset_is_refused(tmp_path):
