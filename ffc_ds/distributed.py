@@ -1,6 +1,7 @@
 """Collectives with gradients, shard bounds, and errors that every rank shares; all of it works alone too."""
 
 import datetime
+import os
 
 import numpy as np
 import torch
@@ -22,6 +23,12 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if active() else 1
+
+
+def host_share() -> float:
+    """The share of all ranks that are on this host, as far as the launcher says."""
+    here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1  # DeepSpeed's, torchrun's
+    return int(here) / world_size()
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -1,10 +1,13 @@
-"""How a launch script ends: well, or with one readable message and exit code 2."""
+"""How a launch script begins, and how it ends: well, or with one readable message and exit code 2."""
 
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 from ffc_ds.errors import UserError
 
@@ -19,6 +22,8 @@ def run_for_user(main: Callable[[], None], to_go_on: str = "the same command sta
     the reason, had time to speak.
     """
     first = os.environ.get("RANK", "0") == "0"
+    if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
+        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     try:
         main()
     except UserError as error:
@@ -36,6 +41,22 @@ def run_for_user(main: Callable[[], None], to_go_on: str = "the same command sta
             time.sleep(GRACE)
         traceback.print_exc()
         _leave(1)
+
+
+def overruled_devices() -> str | None:
+    """What to say if DeepSpeed's launcher was given a CUDA_VISIBLE_DEVICES and has put another in its place."""
+    name, given = "CUDA_VISIBLE_DEVICES", None
+    try:
+        for parent in psutil.Process().parents():  # the launcher is two of them, and takes the variable from the second
+            if not any(Path(part).name == "deepspeed" or "deepspeed.launcher." in part for part in parent.cmdline()):
+                break
+            given = parent.environ().get(name) or given
+    except psutil.Error:
+        return None
+    taken = os.environ.get(name)
+    if not given or given == taken:
+        return None
+    return f"{name}={given} is overruled by the launcher, which chose {taken}: tell it --include localhost:{given}"
 
 
 def _leave(code: int) -> None:

@@ -22,6 +22,7 @@ from ffc_ds.data.importers.lmdb import plan_lmdb
 from ffc_ds.data.importers.recordio import plan_recordio
 from ffc_ds.data.importers.shards import write_shards
 from ffc_ds.data.importers.webdataset import plan_webdataset
+from ffc_ds.errors import UserError
 from ffc_ds.launching import run_for_user
 
 SOURCES = {

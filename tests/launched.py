@@ -33,25 +33,30 @@ TINY = [
 TIMING = {"images_per_second", "data_wait", "memory_gib"}
 
 
+_kept = []
+
+
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port for one run. Until this process ends nobody else gets it: it is bound, but so that the run may listen."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _kept.append(probe)
+    return str(probe.getsockname()[1])
 
 
-def command(world: int, *arguments: str) -> list[str]:
+def command(world: int, *arguments: str, port: str | None = None) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(world)]
-    return [*launcher, "--master_port", free_port(), "launch/train.py", *arguments]
+    return [*launcher, "--master_port", port or free_port(), "launch/train.py", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | more
 
 
-def launch(world: int, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(world, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
+def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> subprocess.CompletedProcess:
+    line, env = command(world, *arguments, port=port), environment(**env)
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 @cache
@@ -69,7 +74,7 @@ def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProces
             {
                 "script": "launch/train.py",
                 "arguments": arguments,
-                "environment": environment(RANK=rank, LOCAL_RANK=rank, **job, **env),
+                "environment": environment(RANK=rank, LOCAL_RANK=rank, **(job | env)),
                 "stdout": f"{folder}/{rank}.stdout",
                 "stderr": f"{folder}/{rank}.stderr",
             }

@@ -11,13 +11,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ffc_ds.benchmark.dot_chart import dot_chart
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
 from ffc_ds.config.documents import read_yaml
 from ffc_ds.config.paths import PROJECT, find_file
 from ffc_ds.errors import UserError
+from ffc_ds.progress import progress
 from ffc_ds.training.tracking import read_metrics
 
 
@@ -77,7 +77,7 @@ def run_accuracy(
     about = {"every": every, "ranks": ranks, "command": this_command()}
     _check_alike([*kept, about], results)
     missing = [cell for cell in cells if cell not in there]
-    for cell in tqdm(missing, desc="cells", initial=len(there), total=len(cells)):
+    for cell in progress(missing, desc="compare", unit="cells", initial=len(there), total=len(cells)):
         found = about | _train(cell, every, Path(work) / name / cell.name, ranks, settings)
         kept.append(found)
         _check_alike(kept, results)

@@ -14,7 +14,7 @@ from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
 from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import make_loader
+from ffc_ds.data.loader import check_shared_memory, make_loader
 from ffc_ds.data.opening import load_faces
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.errors import UserError
@@ -56,6 +56,7 @@ def run_loader(
     """
     from ffc_ds.training.report import versions  # imports DeepSpeed
 
+    check_shared_memory(batch_size, image_size, max(workers))
     faces = load_faces(data, split, image_column, label_column)
     sampler = Sampler(IdentityIndex.build(faces.labels), batch_size)
     parts, bare = time_parts(faces, sampler, image_size, steps)

@@ -6,7 +6,7 @@ Building takes memory for the identities and a part of the images, not for all i
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -171,7 +171,8 @@ def cached(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> Identity
 def _write(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> None:
     """Built in place, aside, and renamed: a folder of that name is always complete, whoever wins the race."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    aside.mkdir()
     try:
         index = build(partial(_in_file, aside))
         for array in (index.offsets, index.images):

@@ -1,9 +1,11 @@
 """The batches of one rank, decoded by worker processes in the order of the steps."""
 
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from ffc_ds.errors import UserError
 
 PLANNED_IMAGES = 4096  # of global batches: planning some steps at once costs little more than planning one
 PREFETCHED = 2  # batches of each worker
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batch(NamedTuple):
@@ -115,6 +118,23 @@ def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_e
             f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
             f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
             f"choose {f'{below} or ' if below else ''}{above}"
+        )
+
+
+def check_shared_memory(images: float, image_size: int, workers: int) -> None:
+    """Raise UserError if /dev/shm cannot hold what workers hand over: torch would die of it, with a bus error or worse.
+
+    images: of a global micro-batch, those of the ranks on this host.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    needed = images * image_size**2 * 3 * (workers * PREFETCHED + 1)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise UserError(
+            f"data.workers {workers} takes {needed / 1e6:,.0f} MB of shared memory on this host, and {SHARED_MEMORY} "
+            f"has {free / 1e6:,.0f} MB left: start the container with a larger --shm-size, or choose fewer "
+            "data.workers (0 takes none)."
         )
 
 

@@ -10,10 +10,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
-from tqdm import tqdm
 
 from ffc_ds.data.content import content_fingerprint
 from ffc_ds.errors import UserError
+from ffc_ds.progress import progress
 
 # Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
 PART_BYTES = 1 << 27
@@ -82,7 +82,7 @@ def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         jobs = [pool.submit(convert, file, schema, place) for place, (file, schema) in missing.items()]
-        with tqdm(total=total, unit="image", desc="open for the first time") as bar:
+        with progress(desc="open for the first time", unit="images", total=total) as bar:
             for job in as_completed(jobs):
                 bar.update(job.result())
     finally:

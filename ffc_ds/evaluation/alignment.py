@@ -43,7 +43,7 @@ def align(image: Image.Image, landmarks: np.ndarray) -> Image.Image:
 
 
 class AlignedImages:
-    """Faces of loosely cropped image files, aligned when they are read, as `data.loading.Faces` are.
+    """Faces of loosely cropped image files, aligned when they are read, as `data.faces.Faces` are.
 
     folder: holds the files. names: of the files. landmarks: float [n, 5, 2], pixels of each file.
     """

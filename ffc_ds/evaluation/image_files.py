@@ -15,7 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class ImageFiles:
-    """Images given by their paths, read as `data.loading.Faces` are. `name` is for messages."""
+    """Images given by their paths, read as `data.faces.Faces` are. `name` is for messages."""
 
     def __init__(self, paths: Sequence[str], name: str):
         self.paths, self.name = paths, name

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.image_files import ImageFiles
 from ffc_ds.evaluation.list_images import ENDINGS
+from ffc_ds.progress import say
 
 
 def leave_out_noises(
@@ -32,7 +32,7 @@ def leave_out_noises(
             raise UserError(f"none of the {len(named):,} images in {path} is a probe or a distractor: check the list")
         if rank() == 0:
             counts = [f"{each.sum():,} of {len(each):,}" for each in found]
-            tqdm.write(f"{path}: left out {counts[0]} probes and {counts[1]} distractors")
+            say(f"{path}: left out {counts[0]} probes and {counts[1]} distractors")
         wrong = [before | each for before, each in zip(wrong, found, strict=True)]
     kept = np.flatnonzero(~wrong[0])
     _, place, counts = np.unique(subjects[kept], return_inverse=True, return_counts=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ffc_ds.data.decoding import CorruptImage, decode
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import shared
+from ffc_ds.progress import progress
 
 CHUNK = 1 << 14  # images whose features are in memory at once: 32 MiB at 512 dimensions
 
@@ -68,9 +68,8 @@ class Embedder:
         """
         total, world = len(images), world_size()
         batch_size = min(self.batch_size, -(-total // world))
-        with tqdm(
-            total=total, desc=f"embed {images.name}", leave=False, disable=not self.progress or rank() != 0
-        ) as bar:
+        shown = self.progress and rank() == 0
+        with progress(desc=f"embed {images.name}", unit="images", total=total, leave=False, shown=shown) as bar:
 
             def counted(batches):
                 for pixels in batches:

@@ -17,6 +17,7 @@ from ffc_ds.export.model_card import model_card
 from ffc_ds.files import written_aside
 from ffc_ds.models.insightface_weights import iresnet_name, load_insightface
 from ffc_ds.models.opening import load_backbone
+from ffc_ds.models.saving import save_backbone
 
 FIGURES = ("roc.png", "learning_curve.png")
 OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)
@@ -86,7 +87,7 @@ def write_backbone(model: PreTrainedModel, folder: Path) -> None:
         "AutoConfig": f"{code}.{type(model.config).__name__}",
         "AutoModel": f"{code}.{type(model).__name__}",
     }
-    model.save_pretrained(folder)
+    save_backbone(model, folder)
     image_processor(model.config.image_size).save_pretrained(folder)
     _copy_code(code, folder)
 

@@ -39,6 +39,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
         if not (path / name).is_file():
             raise UserError(f"{path} holds no backbone: {name} is missing. A finished training leaves RUN_DIR/model.")
     verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
     logging.set_verbosity_error()  # what does not fit is said below, once
     try:
         model, report = AutoModel.from_pretrained(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import datasets
-from tqdm import tqdm
 
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex, cached, index_of
@@ -12,6 +11,7 @@ from ffc_ds.data.training_faces import TrainingFaces, joined
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import Pairs
+from ffc_ds.progress import say, waiting
 from ffc_ds.training.overlap import tell_overlap
 
 DEFAULT_SPLIT = "test"
@@ -49,7 +49,8 @@ def _open_sets(config: Config) -> list[FaceSet]:
     data = config.data
     names = [data.train] if isinstance(data.train, str) else data.train
     columns = data.image_column, data.label_column
-    return first_rank_first(lambda: [open_set(name, *columns, data.config) for name in names])
+    with waiting(f"opening {', '.join(names)}", shown=rank() == 0):
+        return first_rank_first(lambda: [open_set(name, *columns, data.config) for name in names])
 
 
 def _other_split(sets: list[FaceSet], config: Config):
@@ -92,7 +93,8 @@ def _indexed(sets: list[FaceSet], split: str, config: Config):
         faces = joined(sets, split, isinstance(config.data.train, str))
         return faces, index_of(faces, _cache())
 
-    return first_rank_first(indexed)
+    with waiting(f"numbering the identities of split {split}", shown=rank() == 0):
+        return first_rank_first(indexed)
 
 
 def _part(index: IdentityIndex, name: str, kept) -> IdentityIndex:
@@ -107,4 +109,4 @@ def _cache() -> Path:
 
 def _say(text: str) -> None:
     if rank() == 0:
-        tqdm.write(text)
+        say(text)

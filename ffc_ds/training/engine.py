@@ -4,7 +4,6 @@ import copy
 import logging
 import math
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,51 +20,45 @@ from torch import Tensor, nn
 
 from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
-from ffc_ds.distributed import TIMEOUT, all_reduce, barrier, rank, together, world_size
+from ffc_ds.distributed import TIMEOUT, all_reduce, rank, together, world_size
 from ffc_ds.errors import UserError, shared
+from ffc_ds.launching import overruled_devices
+from ffc_ds.progress import say
+from ffc_ds.rendezvous import meet
 from ffc_ds.training.gallery import Gallery
+from ffc_ds.training.operators import watch_builds
 
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls
-
-OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+watch_builds()
+if get_accelerator().device_name() == "cpu":
+    # Its all-reduce is for inference. It would be compiled for a minute and keep 66 MB of /dev/shm for each rank.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def init_distributed() -> torch.device:
     """Join the processes of the launcher, or stand alone without one. Returns this rank's device."""
     # DeepSpeed calls ninja by name, also when the environment that holds it is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if "RANK" not in os.environ:
-        if several := [name for name in OTHER_LAUNCHERS if int(os.environ.get(name, 1)) > 1]:
-            raise UserError(
-                f"{several[0]} says that there are several processes, but not which rank each of them is: start them "
-                "with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each."
-            )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-    accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", 0))
+    accelerator, store = get_accelerator(), meet()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if accelerator.device_name() == "cpu":
-        deepspeed.init_distributed(dist_backend="gloo", timeout=TIMEOUT, verbose=False)
-        _unlink_shared_memory()
-        return torch.device("cpu")
-    if local_rank >= accelerator.device_count():
-        raise UserError(f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators.")
-    torch.backends.cudnn.deterministic = True  # a resumed run is the same run
-    for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
-        getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(False)
-    accelerator.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=TIMEOUT, verbose=False)
-    return torch.device(accelerator.device_name(local_rank))
-
-
-def _unlink_shared_memory() -> None:
-    """DeepSpeed's buffers for ranks of one host, 66 MB a rank, would outlive the run; once mapped they need no name."""
-    barrier()
-    job = "_".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{job}_{rank()}").unlink(missing_ok=True)
+        backend, device = "gloo", torch.device("cpu")
+    else:
+        if local_rank >= accelerator.device_count():
+            raise UserError(
+                f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators."
+            )
+        torch.backends.cudnn.deterministic = True  # a resumed run is the same run
+        for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
+            getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(False)
+        accelerator.set_device(local_rank)
+        backend, device = accelerator.communication_backend_name(), torch.device(accelerator.device_name(local_rank))
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    del store
+    if rank() == 0 and (devices := overruled_devices()):
+        say(devices)
+    return device
 
 
 def check_deepspeed_config(config: Config) -> None:
@@ -83,8 +76,9 @@ def read_deepspeed_config(config: Config) -> dict:
     """The ds_config of a run with its "auto" values filled in. Raises UserError if it is missing or contradicts."""
     path = config.deepspeed
     settings = fill_ds_config(read_ds_config(path), path, config, world_size())
-    if _dtype(settings) == torch.float16 and not get_accelerator().is_fp16_supported():
-        raise UserError(f"{path} asks for fp16, which this device cannot compute in: use bf16 or fp32 (zero2.json).")
+    if _dtype(settings) == torch.float16 and get_accelerator().device_name() == "cpu":
+        # Some CPUs can, at a fiftieth of the speed.
+        raise UserError(f"{path} asks for fp16, which is for GPUs: on a CPU use bf16 (bf16.json) or fp32 (zero2.json).")
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
     # make the host wait for the device twice a micro-batch.
     defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import broadcast_object, rank, together
 from ffc_ds.evaluation.verifier import Pairs
+from ffc_ds.progress import say
 
 COMPARED = 50_000  # training images, evenly from all of them
 BATCH = 1000
@@ -25,7 +25,7 @@ def tell_overlap(pairs: Pairs, unseen: tuple | None, faces, index: IdentityIndex
     if not found:
         return pairs
     if rank() == 0:
-        tqdm.write(f"WARNING: {pairs.name}: {found}. Figures on them do not show how strangers are told apart.")
+        say(f"WARNING: {pairs.name}: {found}. Figures on them do not show how strangers are told apart.")
     return replace(pairs, name=f"{pairs.name} ({found})")
 
 

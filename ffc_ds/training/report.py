@@ -16,6 +16,7 @@ from ffc_ds.config.settings import Config
 from ffc_ds.evaluation.figures import learning_curve, roc_figure
 from ffc_ds.evaluation.verification import VerificationResult
 from ffc_ds.models import build_backbone
+from ffc_ds.models.saving import save_backbone
 from ffc_ds.training.tracking import read_metrics
 
 
@@ -24,7 +25,7 @@ def write_report(config: Config, results: dict, weights: dict[str, Tensor], last
     folder = Path(config.output_dir)
     model = build_backbone(**backbone_settings(config))
     model.load_state_dict(weights)
-    model.save_pretrained(folder / "model")
+    save_backbone(model, folder / "model")
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     lines = read_metrics(folder / "metrics.jsonl")
     curves = {"accuracy": "pair verification"}

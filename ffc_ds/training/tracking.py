@@ -4,15 +4,24 @@ import json
 import math
 import netrc
 import os
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path
 
 import wandb
-from tqdm import tqdm
 
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
+from ffc_ds.progress import progress, say
+
+ANSWER = 8.0  # seconds for a server to answer, and as long again to take the run in
+UPLOAD = 60.0  # seconds for what is not there yet at the end
+MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run": "online", "dryrun": "offline"}
 
 
 class Tracker:
@@ -33,11 +42,10 @@ class Tracker:
         aside = self._path.with_suffix(".unfinished")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         aside.rename(self._path)
-        mode = wandb_mode(config.tracking.wandb)
-        if mode != "disabled":
-            self._run = _begin(config, folder, wandb_id, mode)
+        self._run = _begin(config, folder, wandb_id, wandb_mode(config.tracking.wandb))
+        if self._run is not None:
             self.wandb_id = self._run.id
-        self._bar = tqdm(total=steps, initial=start_step, unit="step", desc="train", dynamic_ncols=True, mininterval=1)
+        self._bar = progress(desc="train", unit="steps", total=steps, initial=start_step)
 
     def advance(self) -> None:
         """One step is done."""
@@ -60,7 +68,7 @@ class Tracker:
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
         if rank() == 0:
-            tqdm.write(text)
+            say(text)
 
     def close(self, summary: dict | None = None) -> None:
         """End the bar and the run."""
@@ -68,13 +76,25 @@ class Tracker:
             self._bar.close()
         if self._run is not None:
             self._run.summary.update(summary or {})
-            self._run.finish()
+            try:
+                self._run.finish()
+            except TimeoutError:
+                say(f"Weights & Biases has not everything yet: `wandb sync {self._run.settings.sync_dir}` later")
 
 
 def _begin(config: Config, folder: Path, wandb_id: str | None, mode: str):
-    """The run in Weights & Biases. Raises UserError if it is to be online and cannot be."""
+    """The run in Weights & Biases; offline or none, with a word, if it cannot be had as `mode` says.
 
-    def begin(mode):
+    Raises UserError if the settings want it online.
+    """
+    if mode == "disabled":
+        return None
+    try:
+        # The mode is known by now, and a value that the library does not know would keep it from starting.
+        os.environ.pop("WANDB_MODE", None)
+        if mode == "online" and (trouble := _silence(wandb.setup().settings.base_url)):
+            raise wandb.errors.CommError(trouble)
+        timeouts = {"init_timeout": ANSWER, "finish_timeout": UPLOAD, "finish_timeout_raises": True}
         return wandb.init(
             project=config.tracking.project,
             name=config.tracking.name or folder.resolve().name,
@@ -83,18 +103,36 @@ def _begin(config: Config, folder: Path, wandb_id: str | None, mode: str):
             mode=mode,
             dir=str(folder),
             config=asdict(config),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", **timeouts),
         )
-
-    try:
-        return begin(mode)
-    except wandb.errors.Error as error:
+    except (wandb.errors.Error, ValueError) as error:  # the latter for a WANDB_ variable that it does not understand
+        reason = f"{' '.join(str(error).split()):.200}"
         if config.tracking.wandb == "online":
             raise UserError(
-                f"tracking.wandb is online, but {error}: choose offline, and `wandb sync` later."
+                f"tracking.wandb is online, but {reason}: choose offline, and `wandb sync` later."
             ) from error
-        tqdm.write(f"Weights & Biases cannot be used online ({error}); going on offline")
-        return begin("offline")
+        instead = {"online": "offline", "offline": "disabled"}[mode]
+        say(f"Weights & Biases cannot be used {mode} ({reason}); going on {instead}")
+        return _begin(config, folder, wandb_id, instead)
+
+
+def _silence(url: str) -> str | None:
+    """Why the server is taken to be out of reach; whatever it answers, it is not. The library would try for minutes."""
+    found = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=ANSWER).close()
+            found.append(None)
+        except urllib.error.HTTPError:
+            found.append(None)
+        except (OSError, HTTPException) as error:
+            found.append(f"{url} does not answer: {error}")
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name takes the time that it takes
+    asking.start()
+    asking.join(ANSWER)
+    return found[0] if found else f"{url} does not answer within {ANSWER:.0f} s"
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -113,10 +151,17 @@ def _plain(value):
 
 
 def wandb_mode(wanted: str) -> str:
-    """The mode of Weights & Biases for the setting tracking.wandb. Raises UserError for online without a key."""
+    """The mode of Weights & Biases for the setting tracking.wandb, of which "auto" leaves it to the library's own
+    variables. Raises UserError for online without a key."""
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_wandb()
     if wanted == "auto":
-        wanted = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        given = os.environ.get("WANDB_MODE", "").strip().lower()
+        if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+            given = "disabled"
+        if given and given not in MODES:
+            say(f"WANDB_MODE={given} is none of {', '.join(MODES)}; going on offline")
+            given = "offline"
+        wanted = MODES[given] if given else "online" if has_key else "offline"
     if wanted == "online" and not has_key:
         raise UserError("tracking.wandb is online, but there is no API key: run `wandb login`, or choose offline.")
     return wanted
@@ -124,6 +169,7 @@ def wandb_mode(wanted: str) -> str:
 
 def _netrc_has_wandb() -> bool:
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
+        server = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+        return netrc.netrc().authenticators(server.netloc) is not None
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False

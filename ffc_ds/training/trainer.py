@@ -8,26 +8,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate.utils import set_seed
-from tqdm import tqdm
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.loader import check_batch_size, make_loader
+from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import all_reduce, barrier, broadcast_object, rank, to_device, together, world_size
+from ffc_ds.distributed import all_reduce, barrier, broadcast_object, host_share, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
+from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.training.schedule import learning_rate
-from ffc_ds.training.tracking import Tracker, wandb_mode
+from ffc_ds.training.tracking import Tracker
 
 PREFILL_STREAM = 200
 PREFILL_CHUNK = 1 << 16
@@ -47,6 +47,8 @@ class Trainer:
         whole = data.images_per_identity // 2 if data.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
         together(lambda: check_deepspeed_config(config))  # before any data is read
+        on_this_host = data.batch_size / self.accumulation * host_share()
+        together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
         self.faces, self.index, self.pairs = open_training_data(config)
         self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(
@@ -67,10 +69,9 @@ class Trainer:
         self.meter = Meter(data.batch_size)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
         self.replaced, self.told = 0, set()
-        together(lambda: wandb_mode(config.tracking.wandb))
         wandb_id = self._resume()
         together(self._make_folder)
-        self.tracker = Tracker(config, self.start, self.steps, wandb_id)
+        self.tracker = together(lambda: Tracker(config, self.start, self.steps, wandb_id))
 
     def run(self) -> dict:
         """Train to the end. Returns what is written to results.json."""
@@ -114,7 +115,7 @@ class Trainer:
         for what in replaced:
             if what not in self.told:
                 self.told.add(what)
-                tqdm.write(f"{what}\n", end="")  # at once, lest ranks write into each other's lines
+                say(what)
 
     def _replaced_images(self) -> int:
         """Of the whole run, on all ranks."""
@@ -147,13 +148,13 @@ class Trainer:
             self.verified[str(done)] = {"accuracy": None, "reason": "nothing is verified"}
             return
 
-        def progress(batches):
-            return tqdm(batches, desc=f"verify at step {done}", leave=False, disable=rank() != 0)
+        def shown(batches):
+            return progress(batches, desc=f"verify at step {done}", unit="batches", leave=False, shown=rank() == 0)
 
         size, batch_size = self.config.model.image_size, self.config.eval.batch_size
         with self.meter.paused():
             self.engine.average_buffers()
-            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, progress)
+            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, shown)
         self.last_result = result
         found = {"accuracy": None, "reason": "the embeddings are not finite"} if result is None else result.to_dict()
         self.verified[str(done)] = found
@@ -164,6 +165,10 @@ class Trainer:
 
     def _prefill(self):
         """One pass of the gallery net over one image each of a share of the identities."""
+
+        def shown(batches):
+            return progress(batches, desc="fill the pool", unit="batches", leave=False, shown=rank() == 0)
+
         key = mix(self.config.seed, PREFILL_STREAM)
         wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
         for identities in np.array_split(wanted, -(-len(wanted) // PREFILL_CHUNK)) if len(wanted) else ():
@@ -175,7 +180,7 @@ class Trainer:
                 max(1, self.sampler.batch_size // world_size()),
                 self.device,
                 self.engine.dtype,
-                progress=lambda batches: tqdm(batches, desc="fill the pool", leave=False, disable=rank() != 0),
+                progress=shown,
             )
             self.head.prefill(identities, features)
 
@@ -219,7 +224,7 @@ class Trainer:
             return None  # another folder is another run
         if rank() == 0:
             for left in checkpoint.set_newer_aside(folder, self.start):
-                tqdm.write(f"going on from step {self.start}; what was beyond it is kept as {left}")
+                say(f"going on from step {self.start}; what was beyond it is kept as {left}")
         return run["wandb_id"]
 
     def _identity(self) -> dict:

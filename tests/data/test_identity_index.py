@@ -11,6 +11,7 @@ from ffc_ds.data import identity_index
 from ffc_ds.data.identity_index import IdentityIndex, index_of
 from ffc_ds.errors import UserError
 from tests.identities import index_labels, members
+from tests.umask import more_private_than_the_umask
 
 NAMES = st.integers(-5, 40) | st.integers(-(2**63), 2**63 - 1), st.text("ab", max_size=2) | st.text(max_size=3)
 
@@ -118,6 +119,7 @@ def test_cache_is_written_once_and_memory_mapped(tmp_path, names):
     second = index_of(Labelled([nine, three, seven, three, seven]), tmp_path / "cache")
     assert members(second) == members(first)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["identities-abc"]
+    assert more_private_than_the_umask(tmp_path) == []  # others of a group may share the cache
 
 
 def test_cache_of_another_dataset_is_refused(tmp_path):

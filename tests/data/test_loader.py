@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from ffc_ds.data import loader as loader_module
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import check_batch_size, image_batches, make_loader, read_images
+from ffc_ds.data.loader import check_batch_size, check_shared_memory, image_batches, make_loader, read_images
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
@@ -194,6 +195,19 @@ def test_even_batches(faces, sampler):
         check_batch_size(*arguments)
     with pytest.raises(UserError, match="24 cannot be cut"):
         make_loader(faces, sampler, SIZE, 0, 5, 1, 0, 1, 0)
+
+
+def test_shared_memory_that_is_too_small(monkeypatch, faces, sampler):
+    ranks = [make_loader(faces, sampler, SIZE, rank, 2, 1, 0, 4, workers=2) for rank in (0, 1)]
+    needed = sum(place.nbytes for rank in ranks for place in rank.places)
+    free = [needed]
+    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
+    check_shared_memory(sampler.batch_size, SIZE, workers=2)
+    free = [needed - 1]
+    check_shared_memory(sampler.batch_size / 2, SIZE, workers=2)
+    check_shared_memory(sampler.batch_size, SIZE, workers=0)
+    with pytest.raises(UserError, match="data.workers 2 takes .* /dev/shm has .* --shm-size, or choose fewer"):
+        check_shared_memory(sampler.batch_size, SIZE, workers=2)
 
 
 def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):

@@ -21,6 +21,7 @@ from ffc_ds.errors import UserError
 from ffc_ds.export import hub
 from ffc_ds.export.hub import export_hub, import_insightface
 from tests.export.finished_run import SMALL, everything_below, finished_run
+from tests.umask import more_private_than_the_umask
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "roc.png", "learning_curve.png"}
 SHARED_CODE = {"batch_norm.py", "output.py", "errors.py"}
@@ -73,6 +74,7 @@ def test_without_our_package_the_code_on_the_card_gives_the_same_embeddings(tmp_
 def test_with_our_package_the_folder_opens_as_our_class(tmp_path):
     model, images = finished_run(tmp_path / "run", "iresnet18"), faces(3, 32)
     export_hub(tmp_path / "run", tmp_path / "out")
+    assert more_private_than_the_umask(tmp_path / "out") == []
     loaded = AutoModel.from_pretrained(tmp_path / "out")
     assert type(loaded) is type(model)
     assert torch.equal(embeddings(loaded, images), embeddings(model, images))

@@ -1,8 +1,10 @@
 """What cannot work is refused on every rank: one readable message, exit code 2, nothing hangs (there is a limit)."""
 
 import json
+import socket
 import subprocess
 import sys
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +65,18 @@ def test_damaged_images_that_leave_nothing_of_an_identity(tmp_path):
     settings += ("--eval.pairs", "20", "--head.pool_size", "12", "--train.steps", "20")
     # one rank meets it in the middle of a step; the launcher ends the other
     refused(*settings, mentions=["(label 18)"], start=launch)
+
+
+def test_a_port_that_another_run_uses(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        there = partial(launch, port=str(port))
+        refused("--output_dir", str(tmp_path), mentions=[f"port {port}", f"--master_port {port + 1}"], start=there)
+
+
+def test_more_shared_memory_than_there_is(tmp_path):
+    many = ("--data.workers", str(10**7), "--output_dir", str(tmp_path / "run"))
+    refused(*many, mentions=["data.workers 10000000", "1,474,560 MB", "/dev/shm", "--shm-size"])
 
 
 def test_pool_smaller_than_a_global_view(tmp_path):

@@ -13,7 +13,19 @@ import pytest
 from transformers import AutoModel
 
 import ffc_ds.models  # noqa: F401 (registers the backbones)
-from tests.launched import ROOT, TINY, class_state, command, environment, launch, losses, metrics, train_tiny
+from tests.launched import (
+    ROOT,
+    TINY,
+    class_state,
+    command,
+    environment,
+    free_port,
+    launch,
+    losses,
+    metrics,
+    train_tiny,
+)
+from tests.umask import more_private_than_the_umask
 
 STEPS = 10
 FAST_GALLERY = ("--head.gallery_momentum", "0.5", "--optim.lr", "0.02")  # so that a gallery that stands still shows
@@ -87,7 +99,10 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
     for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         child.send_signal(signal.SIGKILL)
     process.wait()
-    train_tiny(2, tmp_path / "run", *arguments[len(TINY) + 2 :], "--resume", "latest", start=launch)
+    again = (*arguments[len(TINY) + 2 :], "--resume", "latest")
+    done = train_tiny(2, tmp_path / "run", *again, start=launch, CUDA_VISIBLE_DEVICES="7")
+    assert "CUDA_VISIBLE_DEVICES=7 is overruled by the launcher, which chose 0,1" in done.stdout
+    assert done.stdout.count("CUDA_VISIBLE_DEVICES=7 is overruled") == 1
     assert metrics(tmp_path / "run") == metrics(runs / "zero2 on 2")
 
 
@@ -119,6 +134,7 @@ def test_a_finished_run_leaves_model_results_and_figures(runs):
     results = json.loads((folder / "results.json").read_text())
     assert results["steps"] == STEPS and results["world_size"] == 2
     assert 0 <= results["trained"]["accuracy"] <= 1 and results["config"]["seed"] == 0 and results["versions"]["torch"]
+    assert more_private_than_the_umask(folder) == []
     for name in ("learning_curve.png", "roc.png", "config.yaml", "model/model.safetensors"):
         assert (folder / name).stat().st_size > 0
     model = AutoModel.from_pretrained(folder / "model")
@@ -133,10 +149,11 @@ def test_without_a_key_wandb_works_offline(runs):
 
 def test_other_heads_loaders_optimizers_and_precisions_run_to_the_end(tmp_path):
     softmax = ("--head.name", "full_fc", "--data.loader", "instance", "--train.accumulation", "2", "--optim.clip", "1")
-    shared_memory = set(Path("/dev/shm").iterdir())
-    train_tiny(2, tmp_path / "softmax", *softmax, "--optim.name", "adamw", "--optim.lr", "1e-3", "--train.steps", "3")
+    softmax += ("--optim.name", "adamw", "--optim.lr", "1e-3", "--train.steps", "3")
+    port = free_port()
+    train_tiny(2, tmp_path / "softmax", *softmax, MASTER_PORT=port)
+    assert not list(Path("/dev/shm").glob(f"*_{port}_*"))  # where DeepSpeed would leave 66 MB a rank
     half = ("--deepspeed", "ds_configs/bf16.json", "--data.loader", "id", "--data.workers", "1", "--train.steps", "3")
-    assert set(Path("/dev/shm").iterdir()) <= shared_memory
     net = ("--model.name", "iresnet18", "--model.overrides", "{width: 0.125}", "--head.preset", "f2c")
     train_tiny(2, tmp_path / "half", *half, *net)
     for name in ("softmax", "half"):

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,15 +104,6 @@ def test_gradients_are_those_of_one_process():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
-def test_processes_of_another_launcher_without_ranks_are_refused(monkeypatch):
-    from ffc_ds.training.engine import init_distributed
-
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="OMPI_COMM_WORLD_SIZE says that there are several processes"):
-        init_distributed()
-
-
 @pytest.mark.parametrize(
     ("content", "mentions"),
     [
@@ -121,11 +113,6 @@ def test_processes_of_another_launcher_without_ranks_are_refused(monkeypatch):
         ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}', ["0.0001", "optim.lr 0.1"]),
         ('{"optimizer": {"type": "AdamW", "params": {"betas": "auto"}}}', ["optimizer.params.betas", "auto"]),
         ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),
-        pytest.param(
-            (DS_CONFIGS / "fp16.json").read_text(),
-            ["fp16", "bf16"],
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this device computes in fp16"),
-        ),
     ],
 )
 def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
@@ -168,13 +155,28 @@ def test_what_deepspeed_would_not_take_is_known_before_there_is_a_net(tmp_path, 
     assert all(word in str(caught.value) for word in [str(path), *mentions]), caught.value
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fp16_is_for_gpus_even_where_a_cpu_computes_in_it(monkeypatch, device):
+    from ffc_ds.training import engine
+
+    accelerator = SimpleNamespace(device_name=lambda: device, is_fp16_supported=lambda: True)
+    monkeypatch.setattr(engine, "get_accelerator", lambda: accelerator)
+    config = Config(deepspeed=str(DS_CONFIGS / "fp16.json"))
+    config.data.batch_size = ROWS
+    if device == "cuda":
+        assert engine.read_deepspeed_config(config)["fp16"]["enabled"]
+    else:
+        with pytest.raises(UserError, match=r"fp16.json asks for fp16.* bf16 \(bf16.json\) or fp32 \(zero2.json\)"):
+            engine.read_deepspeed_config(config)
+
+
 def diverged():
     engine = engine_for("zero2")
 
     def step():
         raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
 
-    engine._engine.step = step  # as DeepSpeed does in fp16, which no CPU computes in
+    engine._engine.step = step  # as DeepSpeed does in fp16
     with pytest.raises(UserError, match="the run has diverged"):
         engine.step(0.1)
 

@@ -1,5 +1,9 @@
 import json
-from types import SimpleNamespace
+import os
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -7,6 +11,7 @@ import wandb
 
 from ffc_ds.config.settings import Config, OptimConfig
 from ffc_ds.errors import UserError
+from ffc_ds.training import tracking
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.schedule import learning_rate
 from ffc_ds.training.tracking import Tracker, read_metrics, wandb_mode
@@ -38,10 +43,18 @@ def test_a_resumed_run_drops_the_lines_of_steps_it_will_do_again(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 2}, {"step": 4}, {"step": 6, "loss": None}]
 
 
-def test_wandb_never_asks(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def fresh_wandb(monkeypatch, tmp_path):
+    """The library without a key and with no memory of an environment before."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_wandb_never_asks(monkeypatch, fresh_wandb):
     assert wandb_mode("auto") == "offline"
     with pytest.raises(UserError, match="no API key"):
         wandb_mode("online")
@@ -53,22 +66,89 @@ def test_wandb_never_asks(monkeypatch, tmp_path):
     assert wandb_mode("auto") == "online" and wandb_mode("offline") == "offline"
 
 
-def test_a_server_that_cannot_be_reached_does_not_end_the_run(monkeypatch, tmp_path, capsys):
-    def init(mode, **_):
-        if mode == "online":
-            raise wandb.errors.CommError("no route to host")
-        return SimpleNamespace(id=mode, finish=lambda: None, summary={})
+def test_the_key_of_the_server_that_is_asked(monkeypatch, fresh_wandb, tmp_path):
+    (tmp_path / ".netrc").write_text(f"machine wandb.example.org login user password {'x' * 40}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wandb_mode("auto") == "online"
 
-    monkeypatch.setattr(wandb, "init", init)
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "word"),
+    [
+        ("WANDB_MODE=", "online", ""),
+        ("WANDB_MODE=Dryrun", "offline", ""),
+        ("WANDB_MODE=run", "online", ""),
+        ("WANDB_MODE=disabled", "disabled", ""),
+        ("WANDB_MODE=off", "offline", "WANDB_MODE=off is none of online, offline, disabled"),
+        ("WANDB_DISABLED=true", "disabled", ""),
+        ("WANDB_DISABLED=false", "online", ""),
+    ],
+)
+def test_variables_of_wandb(monkeypatch, fresh_wandb, capsys, variable, mode, word):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    assert wandb_mode("auto") == mode
+    assert (word in capsys.readouterr().out) if word else (capsys.readouterr().out == "")
+
+
+def test_values_that_the_library_does_not_know_do_not_end_the_run(monkeypatch, fresh_wandb, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_MODE", "")
     config = Config(output_dir=str(tmp_path))
     tracker = Tracker(config, 0, 1)
-    assert tracker.wandb_id == "offline" and "no route to host" in capsys.readouterr().out
+    assert tracker.wandb_id and list(tmp_path.glob("wandb/offline-run-*"))
     tracker.close()
-    config.tracking.wandb = "online"
-    with pytest.raises(UserError, match="no route to host: choose offline"):
-        Tracker(config, 0, 1)
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_SILENT", "perhaps")
+    tracker = Tracker(config, 0, 1)
+    assert tracker.wandb_id is None and "'perhaps'" in capsys.readouterr().out
+    tracker.close()
+
+
+class OutOfOrder(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_error(500)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def server(kind):
+    """The address of a server of that kind."""
+    if kind == "out of order":
+        with ThreadingHTTPServer(("127.0.0.1", 0), OutOfOrder) as listening:
+            threading.Thread(target=listening.serve_forever, daemon=True).start()
+            yield "http://{}:{}".format(*listening.server_address)
+            listening.shutdown()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = "http://{}:{}".format(*listening.getsockname())
+            if kind == "closed":
+                listening.close()
+            yield address
+
+
+@pytest.mark.parametrize("kind", ["silent", "closed", "out of order"])
+def test_a_server_that_cannot_be_used_does_not_end_the_run(monkeypatch, fresh_wandb, tmp_path, capsys, kind):
+    monkeypatch.setattr(tracking, "ANSWER", 1.0)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    config = Config(output_dir=str(tmp_path))
+    with server(kind) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        tracker = Tracker(config, 0, 1)
+        assert list(tmp_path.glob(f"wandb/offline-run-*-{tracker.wandb_id}"))
+        tracker.close()
+        said = capsys.readouterr().out
+        assert "Weights & Biases cannot be used online" in said and said.endswith("going on offline\n")
+        config.tracking.wandb = "online"
+        with pytest.raises(UserError, match="tracking.wandb is online, but .*: choose offline"):
+            Tracker(config, 0, 1)
+
+
+def test_patience_with_a_silent_server_is_short():
+    assert 2 * tracking.ANSWER < 20  # seconds: once for an answer, once for the run
 
 
 def test_the_published_schedule():

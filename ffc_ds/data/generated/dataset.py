@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 from datasets.arrow_writer import ArrowWriter
-from datasets.utils import tqdm
 
 from ffc_ds.data.generated.parameters import uniforms
 from ffc_ds.data.generated.renderer import RENDERER_VERSION, render
 from ffc_ds.data.randomness import mix
 from ffc_ds.errors import UserError
+from ffc_ds.progress import progress
 
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "label": datasets.Value("int64"), "name": datasets.Value("string")}
@@ -92,7 +92,12 @@ def _write(path: Path, identities: int, split: str, size: int, seed: int) -> Non
     ends = np.cumsum(counts)
     with (
         ArrowWriter(path=str(path), features=FEATURES) as writer,
-        tqdm(total=int(ends[-1]), unit="image", desc=f"rendering {identities} generated identities ({split})") as bar,
+        progress(
+            desc=f"rendering {identities} generated identities ({split})",
+            unit="images",
+            total=int(ends[-1]),
+            shown=os.environ.get("RANK", "0") == "0",
+        ) as bar,
     ):
         for start in range(0, int(ends[-1]), CHUNK):
             row = np.arange(start, min(start + CHUNK, int(ends[-1])))

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ffc_ds.data.content import PART, THREADS
 from ffc_ds.data.image_folder.kinds import NO_FILE, START, UNREADABLE, clutter, no_image
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say
 
 NAMED = 3  # files of each reason
 
@@ -86,7 +85,7 @@ def walk(root: str | os.PathLike) -> Walk:
 def say_once(line: str) -> None:
     """Say something on rank 0, however often it comes up."""
     if os.environ.get("RANK", "0") == "0":
-        tqdm.write(line)
+        say(line)
 
 
 class _Folder(NamedTuple):

@@ -8,14 +8,16 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
+from ffc_ds.data.faces import Faces
+from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken
 from ffc_ds.data.importers.processes import process_pool, results
-from ffc_ds.data.loading import Faces, load_faces
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
+from ffc_ds.progress import progress
 
 BAR = 40  # characters
 FIGURE = "images_per_identity.png"
@@ -83,10 +85,12 @@ def examine(
 ) -> Inspection:
     """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if it cannot be opened."""
     faces = load_faces(name, split, image_column, label_column)
-    labels, hashes, broken = faces.labels, np.empty(len(faces), np.uint64), {}
+    index, hashes, broken = IdentityIndex.build(faces.labels), np.empty(len(faces), np.uint64), {}
+    labels = np.empty(len(faces), np.int64)
+    labels[index.images] = np.repeat(np.arange(index.identities), index.counts)
     opened = name, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE)
     look = partial(examine_rows, opened, check)
-    with process_pool(workers) as pool, tqdm(total=len(faces), unit="image") as bar:
+    with process_pool(workers) as pool, progress(desc="inspect", unit="images", total=len(faces)) as bar:
         futures = [pool.submit(look, start, min(start + PART, len(faces))) for start in range(0, len(faces), PART)]
         for start, found, broken[start] in results(futures):
             hashes[start : start + len(found)] = found
@@ -94,9 +98,8 @@ def examine(
     order = np.lexsort((labels, hashes))
     same = hashes[order][1:] == hashes[order][:-1]
     shared = same & (labels[order][1:] != labels[order][:-1])
-    counts = np.unique(labels, return_counts=True)[1]
     every = [one for start in sorted(broken) for one in broken[start]]
-    return Inspection(counts, every, int(same.sum()), int(shared.sum()))
+    return Inspection(index.counts, every, int(same.sum()), int(shared.sum()))
 
 
 def examine_rows(opened: tuple[str, ...], check: Check, start: int, stop: int) -> tuple[int, np.ndarray, list[Broken]]:

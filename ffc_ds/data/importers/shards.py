@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken, Job, Plan, Record
 from ffc_ds.data.importers.processes import process_pool, results
 from ffc_ds.errors import UserError
+from ffc_ds.progress import progress, say
 
 ASIDE = ".prepare"
 # What datasets.Features(image=Image(), label=Value("int64"), identity=Value("string")) writes.
@@ -105,12 +105,13 @@ def _write_missing(pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], che
     todo = [(job, part) for job, part in zip(plan.jobs, parts, strict=True) if not part.with_suffix(".json").is_file()]
     futures = [pool.submit(write_part, job, part, check, stop) for job, part in todo]
     written = broken = 0
-    with tqdm(total=len(parts), initial=len(parts) - len(todo), unit="file", disable=not todo) as bar:
+    there = len(parts) - len(todo)
+    with progress(desc="write", unit="files", total=len(parts), initial=there, shown=bool(todo)) as bar:
         for report in results(futures):
             written, broken = written + report["images"], broken + len(report["broken"])
             for key, reason in report["broken"]:
-                bar.write(f"broken: {key}: {reason}")
-            bar.set_postfix(images=written, broken=broken, refresh=False)
+                say(f"broken: {key}: {reason}")
+            bar.set_postfix({"images": written, "broken": broken}, refresh=False)
             bar.update()
 
 

@@ -1,0 +1,39 @@
+"""What DeepSpeed's launcher leaves of the environment, played by processes that bear its name."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.launched import ROOT
+
+LAUNCHER = """
+import os, subprocess, sys
+given, chosen, left = os.environ.pop("CUDA_VISIBLE_DEVICES", None), sys.argv[1], int(sys.argv[2])
+if left:  # the first of the two processes of the launcher takes the variable away, the second one sets it
+    line = [sys.executable, __file__, chosen, str(left - 1)]
+else:
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    line = [sys.executable, "-c", "from ffc_ds.launching import overruled_devices; print(overruled_devices())"]
+subprocess.run(line, check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "chosen", "said"),
+    [
+        ("deepspeed", "2,3", "0,1", "CUDA_VISIBLE_DEVICES=2,3 is overruled by the launcher, which chose 0,1: tell it"),
+        ("deepspeed", "2,3", "2,3", "None"),
+        ("deepspeed", "", "0,1", "None"),
+        ("deepspeed", None, "0,1", "None"),
+        ("another_launcher", "2,3", "0,1", "None"),
+    ],
+)
+def test_visible_devices_that_the_launcher_does_not_heed(tmp_path, name, given, chosen, said):
+    (tmp_path / name).write_text(LAUNCHER)
+    env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    env |= {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    line = [sys.executable, str(tmp_path / name), chosen, "1"]
+    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(said)
