@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ffc_ds.config.keys import check_keys, known_keys
 from ffc_ds.config.values import check_values
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
 
 
@@ -47,6 +48,8 @@ class DataConfig:
     """Share of the images whose brightness, contrast and saturation are changed."""
     workers: int = 1
     """Processes per rank that read and decode images; 0 does it in the training process."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more counts as damaged, before it is decoded; at most 178."""
 
 
 @dataclass

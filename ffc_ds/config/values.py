@@ -2,6 +2,7 @@
 
 from math import inf
 
+from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.errors import UserError
 
 
@@ -62,6 +63,7 @@ def check_values(config) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
+    check_max_megapixels(config.data.max_megapixels, "data.max_megapixels")
     if config.seed >= 2**32:
         raise UserError(f"seed is {config.seed}; it must be below 2^32.")
     if config.head.group_size > 127:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import shared
 
 
@@ -34,6 +35,8 @@ class EvaluationConfig:
     """IJB: weight images by the length of their features as well, as InsightFace does by default."""
     batch_size: int = 64
     """Images per rank and forward."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more is refused before it is decoded; at most 178."""
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:

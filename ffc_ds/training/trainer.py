@@ -117,9 +117,17 @@ class Trainer:
         return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
     def _batches(self):
-        size, workers = self.config.model.image_size, self.config.data.workers
         return make_loader(
-            self.faces, self.sampler, size, rank(), world_size(), self.accumulation, self.start, self.steps, workers
+            self.faces,
+            self.sampler,
+            self.config.model.image_size,
+            rank(),
+            world_size(),
+            self.accumulation,
+            self.start,
+            self.steps,
+            self.config.data.workers,
+            self.config.data.max_megapixels,
         )
 
     def _after_step(self, done, lr):
@@ -143,10 +151,18 @@ class Trainer:
         def progress(batches):
             return tqdm(batches, desc=f"verify at step {done}", leave=False, disable=rank() != 0)
 
-        size, batch_size = self.config.model.image_size, self.config.eval.batch_size
         with self.meter.paused():
             self.engine.average_buffers()
-            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, progress)
+            result = verify(
+                self.engine.module,
+                self.pairs,
+                self.config.model.image_size,
+                self.config.eval.batch_size,
+                self.device,
+                self.engine.dtype,
+                progress,
+                self.config.data.max_megapixels,
+            )
         self.last_result = result
         found = {"accuracy": None} if result is None else result.to_dict()
         self.verified[str(done)] = found
@@ -169,6 +185,7 @@ class Trainer:
                 self.device,
                 self.engine.dtype,
                 progress=lambda batches: tqdm(batches, desc="fill the pool", leave=False, disable=rank() != 0),
+                max_megapixels=self.config.data.max_megapixels,
             )
             self.head.prefill(identities, features)
 

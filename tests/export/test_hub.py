@@ -23,7 +23,7 @@ from ffc_ds.export.hub import export_hub, import_insightface
 from tests.export.finished_run import SMALL, everything_below, finished_run
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "roc.png", "learning_curve.png"}
-SHARED_CODE = {"batch_norm.py", "output.py", "errors.py"}
+SHARED_CODE = {"batch_norm.py", "output.py", "errors.py", "image_processor.py", "rgb.py"}
 CODE = {"iresnet18": "iresnet.py", "mobilefacenet": "mobilefacenet.py", "vit": "vit.py"}
 
 STRANGER = """

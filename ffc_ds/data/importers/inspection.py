@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, check_max_megapixels
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken
 from ffc_ds.data.importers.processes import process_pool, results
@@ -40,7 +41,13 @@ class Inspection(NamedTuple):
         return len(self.images_per_identity)
 
 
-def inspect(folder: str, split: str = "train", check: Check = "header", workers: int | None = None) -> None:
+def inspect(
+    folder: str,
+    split: str = "train",
+    check: Check = "header",
+    workers: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> None:
     """Print what a folder of parquet files holds, and draw images_per_identity.png into it.
 
     Args:
@@ -48,8 +55,10 @@ def inspect(folder: str, split: str = "train", check: Check = "header", workers:
         split: which of its splits.
         check: how an image is tested: by its header and its end, or by decoding it.
         workers: processes; by default one for each core.
+        max_megapixels: an image whose header announces more is broken; at most 178.
     """
-    found = examine(folder, split, check, workers)
+    check_max_megapixels(max_megapixels, "--max_megapixels")
+    found = examine(folder, split, check, workers, max_megapixels)
     figure = Path(folder) / "images_per_identity.png"
     try:
         long_tail_figure(found.images_per_identity, figure)
@@ -60,14 +69,16 @@ def inspect(folder: str, split: str = "train", check: Check = "header", workers:
     print(describe(found), f"{'figure':<14}{figure}", sep="\n")
 
 
-def examine(folder: str, split: str, check: Check, workers: int | None) -> Inspection:
+def examine(
+    folder: str, split: str, check: Check, workers: int | None, max_megapixels: float = MAX_MEGAPIXELS
+) -> Inspection:
     """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if there is none."""
     files = sorted(Path(folder).glob(f"{split}-*.parquet"))
     if not files:
         raise UserError(f"there is no {split}-*.parquet in {folder}: give a folder that prepare_data.py wrote")
     with process_pool(workers) as pool, tqdm(total=len(files), unit="file") as bar:
         parts = []
-        for part in results([pool.submit(examine_file, file, check) for file in files]):
+        for part in results([pool.submit(examine_file, file, check, max_megapixels) for file in files]):
             parts.append(part)
             bar.update()
     labels, hashes = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
@@ -81,7 +92,7 @@ def examine(folder: str, split: str, check: Check, workers: int | None) -> Inspe
     return Inspection(counts, broken, int(same.sum()), int(shared.sum()))
 
 
-def examine_file(file: Path, check: Check) -> tuple[np.ndarray, np.ndarray, list[Broken]]:
+def examine_file(file: Path, check: Check, max_megapixels: float) -> tuple[np.ndarray, np.ndarray, list[Broken]]:
     """Labels (int64 [n]), hashes of the bytes (uint64 [n]) and broken images of one parquet file."""
     labels, hashes, broken = [np.empty(0, np.int64)], [], []
     try:
@@ -89,7 +100,7 @@ def examine_file(file: Path, check: Check) -> tuple[np.ndarray, np.ndarray, list
             labels.append(batch["label"].cast(pa.int64()).to_numpy())
             for image in batch["image"].field("bytes").to_pylist():
                 image = image or b""
-                reason = damage(image, check)
+                reason = damage(image, check, max_megapixels)
                 if reason is not None:
                     broken.append(Broken(f"{file.name} row {len(hashes)}", reason))
                 hashes.append(hashlib.blake2b(image, digest_size=8).digest())
