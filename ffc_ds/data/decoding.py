@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage, check_bytes, check_size, too_large_for_pillow
-from ffc_ds.data.rgb import orientation, upright, upright_rgb
+from ffc_ds.data.rgb import ORIENTATION, orientation, upright, upright_rgb
 
 # Pillow reads more, but no faces come in it, and for EPS it starts a program.
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "SUN", "TGA"]
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "TGA"]
 # Segments of a JPEG: the one that gives its size, of many kinds, and EXIF or XMP.
 FRAME, APP1 = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}, 0xE1
 
@@ -81,20 +82,20 @@ def read_image_file(path: str | os.PathLike) -> bytes:
     return Path(path).read_bytes()
 
 
-def jpeg_header(encoded: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether EXIF or XMP is there, of a JPEG whose segments follow one another; None for others.
+def jpeg_header(encoded: bytes) -> tuple[int, int, int] | None:
+    """Width, height, and where EXIF or XMP starts (0: nowhere), of a JPEG of segments in a row; None for others.
 
     EXIF and XMP stand before the segment with the size, and what follows it costs as much again to walk through.
     """
-    at, tagged = 2, False
+    at, tags = 2, 0
     try:
         while encoded[at] == 0xFF:
             marker = encoded[at + 1]
             if marker in FRAME:
                 height, width = struct.unpack_from(">HH", encoded, at + 5)
-                return width, height, tagged
-            if marker == APP1:
-                tagged = True
+                return width, height, tags
+            if marker == APP1 and not tags:
+                tags = at
             at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])
     except (IndexError, struct.error):
         pass
@@ -114,7 +115,7 @@ def _decode_jpeg(encoded: bytes, size: int, out: np.ndarray | None, max_megapixe
     """None where simplejpeg refuses: Pillow knows more kinds of JPEG, and why a damaged one is damaged."""
     if (header := jpeg_header(encoded)) is None:
         return None
-    width, height, tagged = header
+    width, height, tags = header
     check_size(width, height, max_megapixels)
     for buffer in (out, None):  # straight to its place, if it is not too large for it
         try:
@@ -122,18 +123,24 @@ def _decode_jpeg(encoded: bytes, size: int, out: np.ndarray | None, max_megapixe
             pixels = simplejpeg.decode_jpeg(encoded, min_height=size, min_width=size, buffer=buffer)
         except ValueError:
             continue
-        if tagged:
-            return upright(pixels, _jpeg_orientation(encoded)).copy()
+        if tags:
+            return upright(pixels, _jpeg_orientation(encoded, tags)).copy()
         return out if buffer is not None and pixels.shape == out.shape else pixels
     return None
 
 
-def _jpeg_orientation(encoded: bytes) -> int:
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
+def _jpeg_orientation(encoded: bytes, tags: int) -> int:
+    """From EXIF alone where it says so, a quarter of the time of opening the image; from whatever Pillow knows else."""
+    with warnings.catch_warnings(action="ignore"):
+        with suppress(Exception):  # as in _decode_any; and it may be XMP
+            (length,) = struct.unpack_from(">H", encoded, tags + 2)
+            exif = Image.Exif()
+            exif.load(encoded[tags + 4 : tags + 2 + length])
+            if ORIENTATION in exif:
+                return exif[ORIENTATION]
+        with suppress(Exception), Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
             return orientation(image)
-    except Exception:  # as in _decode_any; its pixels are there already
-        return 1
+    return 1
 
 
 def _decode_any(encoded: bytes, max_megapixels: float) -> np.ndarray:

@@ -105,9 +105,12 @@ def test_what_is_no_orientation_changes_nothing(kind, tags):
 
 def test_xmp_tells_the_orientation_where_exif_does_not():
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    encoded = encode(HELD[6](PICTURE), "JPEG", xmp=xmp, quality=95)
-    assert_close(decode_whole(encoded), PICTURE, 12)
-    assert np.array_equal(decode_whole(encoded), by_datasets(encoded))
+    silent, other = Image.Exif(), exif(8)
+    silent[305] = "of some software"
+    for tags, held in ((b"", 6), (silent, 6), (other, 8)):
+        encoded = encode(HELD[held](PICTURE), "JPEG", xmp=xmp, exif=tags, quality=95)
+        assert_close(decode_whole(encoded), PICTURE, 12)
+        assert np.array_equal(decode_whole(encoded), by_datasets(encoded))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,8 @@ def test_the_odd_greys_of_tiff():
 )
 def test_grey_of_32_bits_whose_range_is_plain(levels, expected):
     assert decode_whole(encode(levels, "TIFF"))[0].tolist() == [[level] * 3 for level in expected]
+    if levels.dtype == np.float32:
+        assert decode_whole(encode(levels, "PPM"))[0].tolist() == [[level] * 3 for level in expected]
 
 
 @pytest.mark.parametrize(
@@ -282,11 +287,12 @@ def test_a_colour_profile_is_not_looked_at():
         assert np.array_equal(decode_whole(encode(PICTURE, kind, icc_profile=profile)), PICTURE)
 
 
-def test_a_program_is_no_image():
+def test_a_program_is_no_image_and_neither_is_heic():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 moveto\nshowpage\n"
     assert Image.open(io.BytesIO(postscript)).format == "EPS"
-    with pytest.raises(CorruptImage, match="unknown format"):
-        decode_whole(postscript)
+    for encoded in (postscript, b"\0\0\0\x18ftypheic" + bytes(100)):
+        with pytest.raises(CorruptImage, match=rf"not a readable image of {len(encoded)} bytes \(unknown format\)"):
+            decode_whole(encoded)
 
 
 def test_all_orientations_differ():

@@ -24,8 +24,8 @@ SETTINGS = (
 
 
 def write_set(folder, damaged):
-    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; the damaged rows are cut
-    off, every fourth row is larger than the rest instead."""
+    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; the damaged rows are
+    cut off, or, if they are 4 n + 2, larger than the rest."""
     random = np.random.default_rng(0)
     labels = [*np.repeat(range(20), 2), *range(20, 25)]
     images = [simplejpeg.encode_jpeg(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in labels]
