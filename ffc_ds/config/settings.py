@@ -13,6 +13,7 @@ from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.keys import in_order, known_keys
 from ffc_ds.config.paths import PathName, expand_paths, find_file
 from ffc_ds.config.values import check_values
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
 
 
@@ -53,6 +54,8 @@ class DataConfig:
     """Share of the images whose brightness, contrast and saturation are changed."""
     workers: int = 1
     """Processes per rank that read and decode images; 0 does it in the training process."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more counts as damaged, before it is decoded; at most 178."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from math import inf, isfinite
 from typing import Any
 
+from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.errors import UserError
 
 
@@ -66,6 +67,7 @@ def check_values(config) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
+    check_max_megapixels(config.data.max_megapixels, "data.max_megapixels")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
     if config.eval.pairs < 20:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.file_kind import file_kind
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.alignment import AlignedImages
@@ -40,7 +41,9 @@ class IJB:
     probes: SubjectTemplates | None
 
 
-def read_ijb(folder: str, detector_score: bool = True, feature_norm: bool = True) -> IJB:
+def read_ijb(
+    folder: str, detector_score: bool = True, feature_norm: bool = True, max_megapixels: float = MAX_MEGAPIXELS
+) -> IJB:
     """Read the folder that holds `loose_crop` (images) and `meta` with, named by the set (`ijbb` or `ijbc`),
 
         ijbc_face_tid_mid.txt              image, template, media
@@ -71,7 +74,7 @@ def read_ijb(folder: str, detector_score: bool = True, feature_norm: bool = True
 
     ids, group = np.unique(listed["template"], return_inverse=True)
     weight = _media_weight(group, listed["media"]) * (score if detector_score else 1)
-    images = AlignedImages(str(crops), listed["image"], landmarks)
+    images = AlignedImages(str(crops), listed["image"], landmarks, max_megapixels)
     left = right = same = None
     if (meta / f"{prefix}{PAIRS_FILE}").exists():
         left, right, same = _read_pairs(meta / f"{prefix}{PAIRS_FILE}", ids)

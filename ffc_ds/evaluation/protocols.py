@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ffc_ds.data.decoding import decode
 from ffc_ds.evaluation.identification import identify, mate_pairs
 from ffc_ds.evaluation.ijb import IJB, SubjectTemplates
 from ffc_ds.evaluation.image_files import ImageFiles
@@ -43,7 +42,7 @@ def verify_sets(embedder: Embedder, pairs: TemplatePairs) -> Result:
     found = verify_pairs(features[pairs.left], features[pairs.right], pairs.same, pairs.folds)
     scores = pair_scores(features, pairs.left, pairs.right)
     kinds = {"genuine": histogram(scores[pairs.same]), "impostor": histogram(scores[~pairs.same])}
-    hardest = _hardest(scores, pairs.same, pairs.left, pairs.right, pairs.templates)
+    hardest = _hardest(embedder, scores, pairs.same, pairs.left, pairs.right, pairs.templates)
     return Result(
         "pair verification", pairs.templates.images.name, found.to_dict(), (found.fpr, found.tpr), kinds, hardest
     )
@@ -56,13 +55,13 @@ def evaluate_ijb(embedder: Embedder, ijb: IJB) -> list[Result]:
     whose FAR is nearest, above or below. Its 1:N figures are those of the galleries joined.
     """
     features = embedder.templates(ijb.templates)
-    results = [] if ijb.same is None else [_verify_templates(features, ijb)]
+    results = [] if ijb.same is None else [_verify_templates(embedder, features, ijb)]
     if ijb.probes is not None:
         results += _search_templates(features, ijb)
     return results
 
 
-def _verify_templates(features: np.ndarray, ijb: IJB) -> Result:
+def _verify_templates(embedder: Embedder, features: np.ndarray, ijb: IJB) -> Result:
     scores = pair_scores(features, ijb.left, ijb.right)
     genuine, impostor = scores[ijb.same], np.sort(scores[~ijb.same])
     numbers = {
@@ -73,7 +72,7 @@ def _verify_templates(features: np.ndarray, ijb: IJB) -> Result:
     }
     curve = roc(genuine, impostor[::-1], len(impostor))
     kinds = {"genuine": histogram(genuine), "impostor": histogram(impostor)}
-    hardest = _hardest(scores, ijb.same, ijb.left, ijb.right, ijb.templates)
+    hardest = _hardest(embedder, scores, ijb.same, ijb.left, ijb.right, ijb.templates)
     return Result("1:1 verification of templates", ijb.name, numbers, curve, kinds, hardest)
 
 
@@ -122,9 +121,11 @@ def identify_among(embedder: Embedder, probes: ImageFiles, subjects: np.ndarray,
     first, second = both[:, both[0] < both[1]]
     mates = pair_scores(features, first, second)
     hardest = {
-        "mates least alike": [(_picture(probes, first[i], probes, second[i]), float(mates[i])) for i in _lowest(mates)],
+        "mates least alike": [
+            (_pictures(embedder, probes, first[i], probes, second[i]), float(mates[i])) for i in _lowest(mates)
+        ],
         "distractors most alike": [
-            (_picture(probes, i, distractors, found.nearest[i]), float(found.nearest_score[i]))
+            (_pictures(embedder, probes, i, distractors, found.nearest[i]), float(found.nearest_score[i]))
             for i in _lowest(-found.nearest_score)
         ],
     }
@@ -132,7 +133,7 @@ def identify_among(embedder: Embedder, probes: ImageFiles, subjects: np.ndarray,
     return Result("identification among distractors", name, numbers, (found.fpr, found.tpr), found.histogram, hardest)
 
 
-def _hardest(scores, same, left, right, templates: Templates) -> dict[str, list[tuple[np.ndarray, float]]]:
+def _hardest(embedder, scores, same, left, right, templates: Templates) -> dict[str, list[tuple[np.ndarray, float]]]:
     rows = {}
     for label, places, sign in (
         ("genuine pairs least alike", np.flatnonzero(same), 1),
@@ -140,7 +141,7 @@ def _hardest(scores, same, left, right, templates: Templates) -> dict[str, list[
     ):
         chosen = places[_lowest(sign * scores[places])]
         images = [(templates.first_image(left[i]), templates.first_image(right[i])) for i in chosen]
-        pictures = [_picture(templates.images, a, templates.images, b) for a, b in images]
+        pictures = [_pictures(embedder, templates.images, a, templates.images, b) for a, b in images]
         rows[label] = list(zip(pictures, scores[chosen].tolist(), strict=True))
     return rows
 
@@ -151,6 +152,6 @@ def _lowest(values: np.ndarray) -> np.ndarray:
     return few[np.argsort(values[few])]
 
 
-def _picture(first_images, first: int, second_images, second: int) -> np.ndarray:
-    encoded = [*first_images.encoded([first]), *second_images.encoded([second])]
-    return np.concatenate([decode(image, PICTURE) for image in encoded], axis=1)
+def _pictures(embedder: Embedder, first_images, first: int, second_images, second: int) -> np.ndarray:
+    both = (first_images, first), (second_images, second)
+    return np.concatenate([embedder.picture(images, row, PICTURE) for images, row in both], axis=1)

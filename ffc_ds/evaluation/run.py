@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.ijb import read_ijb
@@ -30,7 +31,7 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
     device = _device()
     protocols = together(lambda: _open(config))
     model = first_rank_first(lambda: load_model(config.model)).to(device)
-    embedder = Embedder(model, device, config.batch_size, config.flip, progress=True)
+    embedder = Embedder(model, device, config.batch_size, config.flip, True, config.max_megapixels)
     if rank() != 0:
         return _results(protocols, embedder)
     with written_aside(Path(config.output_dir)) as folder:
@@ -52,11 +53,13 @@ def _open(config: EvaluationConfig) -> list[Callable[[Embedder], Result | list[R
     """The protocols, with all that they need but the embedder."""
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be 1 or more.")
+    check_max_megapixels(config.max_megapixels)
     if (config.probes is None) != (config.distractors is None):
         raise UserError("identification takes both: give --probes and --distractors, or neither")
     protocols = [partial(verify_sets, pairs=read_pairs(path, config.images)) for path in config.pairs]
     for folder in config.ijb:
-        protocols.append(partial(evaluate_ijb, ijb=read_ijb(folder, config.detector_score, config.feature_norm)))
+        ijb = read_ijb(folder, config.detector_score, config.feature_norm, config.max_megapixels)
+        protocols.append(partial(evaluate_ijb, ijb=ijb))
     if config.probes is not None:
         probes, subjects = read_probes(config.probes)
         distractors = read_distractors(config.distractors)

@@ -7,6 +7,7 @@ import docstring_parser
 from ffc_ds.config.command_line import make_parser, refusals
 from ffc_ds.config.paths import PathName, expand_paths
 from ffc_ds.config.values import check_each
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
 
 LISTS = ("pairs", "ijb", "noises")
@@ -40,6 +41,8 @@ class EvaluationConfig:
     """IJB: weight images by the length of their features as well, as InsightFace does by default."""
     batch_size: int = 64
     """Images per rank and forward."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more is refused before it is decoded; at most 178."""
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import world_size
 from ffc_ds.embedding import embed
@@ -73,6 +74,7 @@ def verify(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable = iter,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VerificationResult | None:
     """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
     batch_size = min(batch_size, -(-len(pairs.rows) // world_size()))
@@ -88,6 +90,7 @@ def verify(
         dtype,
         mirror=True,
         progress=progress,
+        max_megapixels=max_megapixels,
     )
     module.train(training)
     embeddings = embeddings.cpu().numpy()

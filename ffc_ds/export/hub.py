@@ -8,19 +8,19 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import ffc_ds
 from ffc_ds.errors import UserError
 from ffc_ds.export.finished_run import read_results
 from ffc_ds.export.model_card import model_card
 from ffc_ds.files import written_aside
+from ffc_ds.models.image_processor import image_processor
 from ffc_ds.models.insightface_weights import iresnet_name, load_insightface
 from ffc_ds.models.opening import load_backbone
 from ffc_ds.models.saving import save_backbone
 
 FIGURES = ("roc.png", "learning_curve.png")
-OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)
+OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:(?:models|data)\.)?(\w+) import", re.MULTILINE)
 
 
 def export_hub(
@@ -81,7 +81,7 @@ def import_insightface(
 
 
 def write_backbone(model: PreTrainedModel, folder: Path) -> None:
-    """Write weights (safetensors), config, image processor and the code of the architecture."""
+    """Write weights (safetensors), config, image processor, and the code of the architecture and of the processor."""
     code = type(model).__module__.split(".")[-1]
     model.config.auto_map = {
         "AutoConfig": f"{code}.{type(model.config).__name__}",
@@ -89,19 +89,14 @@ def write_backbone(model: PreTrainedModel, folder: Path) -> None:
     }
     save_backbone(model, folder)
     image_processor(model.config.image_size).save_pretrained(folder)
-    _copy_code(code, folder)
-
-
-def image_processor(image_size: int) -> ViTImageProcessorPil:
-    """Any image to float [3, S, S], S = image_size: RGB, stretched (bilinear with antialiasing), x / 127.5 - 1."""
-    size = {"height": image_size, "width": image_size}
-    return ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    for module in (code, "image_processor"):
+        _copy_code(module, folder)
 
 
 def _copy_code(module: str, folder: Path) -> None:
-    """The source of a module of `ffc_ds.models` and of what it imports from this package, side by side in `folder`."""
-    package = Path(ffc_ds.__file__).parent
-    source = next(path for path in (package / "models" / f"{module}.py", package / f"{module}.py") if path.is_file())
+    """The source of a module of this package and of what it imports from here, side by side in `folder`."""
+    places = (Path(ffc_ds.__file__).parent / room / f"{module}.py" for room in ("models", "data", ""))
+    source = next(path for path in places if path.is_file())
     text = source.read_text()
     # transformers follows imports of the form `from .name import`, in one folder only.
     (folder / source.name).write_text(OUR_IMPORT.sub(r"from .\1 import", text))

@@ -122,9 +122,17 @@ class Trainer:
         return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
     def _batches(self):
-        size, workers = self.config.model.image_size, self.config.data.workers
         return make_loader(
-            self.faces, self.sampler, size, rank(), world_size(), self.accumulation, self.start, self.steps, workers
+            self.faces,
+            self.sampler,
+            self.config.model.image_size,
+            rank(),
+            world_size(),
+            self.accumulation,
+            self.start,
+            self.steps,
+            self.config.data.workers,
+            self.config.data.max_megapixels,
         )
 
     def _after_step(self, done, lr):
@@ -151,10 +159,18 @@ class Trainer:
         def shown(batches):
             return progress(batches, desc=f"verify at step {done}", unit="batches", leave=False, shown=rank() == 0)
 
-        size, batch_size = self.config.model.image_size, self.config.eval.batch_size
         with self.meter.paused():
             self.engine.average_buffers()
-            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, shown)
+            result = verify(
+                self.engine.module,
+                self.pairs,
+                self.config.model.image_size,
+                self.config.eval.batch_size,
+                self.device,
+                self.engine.dtype,
+                shown,
+                self.config.data.max_megapixels,
+            )
         self.last_result = result
         found = {"accuracy": None, "reason": "the embeddings are not finite"} if result is None else result.to_dict()
         self.verified[str(done)] = found
@@ -181,6 +197,7 @@ class Trainer:
                 self.device,
                 self.engine.dtype,
                 progress=shown,
+                max_megapixels=self.config.data.max_megapixels,
             )
             self.head.prefill(identities, features)
 

@@ -168,6 +168,32 @@ def test_substitutes_are_tried_in_turn():
     assert [len(batch) for batch in image_batches(training, np.arange(6), SIZE, 4, workers=0)] == [4, 2]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bound_on_pixels_reaches_the_decoder(faces, sampler, workers):
+    exact, reason = SIZE**2 / 1e6, "of the test faces: its header announces 8 x 8 pixels"
+    for bound, sees in ((exact, True), (exact - 1e-6, False)):
+        for loader in (
+            make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 2, workers, bound),
+            image_batches(faces, np.arange(IMAGES), SIZE, 30, workers, bound),
+        ):
+            assert len(list(loader)) == 2 if sees else reason in refusal(loader)
+
+
+def test_an_image_over_the_bound_gives_way_to_another():
+    large = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(large, "PNG")
+    images = [large.getvalue(), png(1), large.getvalue(), png(3)]
+    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": [0, 0, 0, 0]}), "x", "image", "label")
+    training, rows = TrainingFaces(faces, IdentityIndex.build(faces.labels)), np.array([[0, 2]])
+    shown = np.empty((1, 2, SIZE, SIZE, 3), np.uint8)
+    said = read_into(shown, training, rows, 0.0005)
+    assert rows_shown(torch.from_numpy(shown)).tolist() == [[1, 3]]
+    assert said[0] == (
+        "row 0 (label 0) of x: its header announces 30 x 30 pixels, and max_megapixels allows 0.0005 million; "
+        "row 1 (label 0) of x takes its place"
+    )
+
+
 def test_an_identity_without_a_sound_image_is_named(sampler):
     faces = make_faces(damaged=(8, 9))
     training = TrainingFaces(faces, IdentityIndex.build(faces.labels))

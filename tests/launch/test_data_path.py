@@ -20,16 +20,19 @@ FIRST, STEPS = "generated:40:32", 6
 SETTINGS = (
     *("--train.steps", str(STEPS), "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"),
     *("--data.min_images", "2", "--head.prefill", "0.3", "--data.low_resolution", "0.3", "--data.blur", "0.3"),
-    *("--data.grey", "0.3", "--data.colour", "0.3"),
+    *("--data.grey", "0.3", "--data.colour", "0.3", "--data.max_megapixels", str(32 * 32 / 1e6)),
 )
 
 
 def write_set(folder, damaged):
-    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; those rows are cut off."""
+    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; the damaged rows are
+    cut off, or, if they are 4 n + 2, larger than the rest."""
     random = np.random.default_rng(0)
     labels = [*np.repeat(range(20), 2), *range(20, 25)]
     images = [simplejpeg.encode_jpeg(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in labels]
-    images = [image[:300] if row in damaged else image for row, image in enumerate(images)]
+    large = simplejpeg.encode_jpeg(np.zeros((33, 32, 3), np.uint8))
+    for row in damaged:
+        images[row] = large if row % 4 == 2 else images[row][:300]
     folder.mkdir()
     datasets.Dataset.from_dict({"image": images, "label": labels}).to_parquet(folder / "train.parquet")
     return str(folder)
@@ -61,7 +64,10 @@ def test_damaged_images_are_counted_and_named_once(run):
     said = Counter(line for line in done.stdout.splitlines() if "takes its place" in line)
     assert {int(line.split("row ")[1].split()[0]) for line in said} == set(np.concatenate(shown, 1).flat) & set(damaged)
     assert max(said.values()) <= 2  # once for each rank
-    assert all(f" of split 'train' of {second}: not a readable image of 300 bytes" in line for line in said)
+    reasons = {0: "not a readable image of 300 bytes", 2: "its header announces 32 x 33 pixels"}
+    for line in said:
+        row = int(line.split("row ")[1].split()[0])
+        assert f" of split 'train' of {second}: {reasons[row % 4]}" in line
 
 
 def test_a_resumed_run_sees_the_same(run):

@@ -127,9 +127,28 @@ def test_what_fails_in_the_middle_leaves_nothing(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("protocol", "named"),
+    [
+        (["--pairs", "lfw.bin"], "row 0 of lfw.bin: its header"),
+        (["--pairs", "faces/pairs.txt"], r"faces/Person_0/Person_0_0001.jpg: its header"),
+        (["--ijb", "IJBC"], r"IJBC/loose_crop/\d+.jpg: its header"),
+        (["--probes", "faces", "--distractors", "others"], "Person_0_0001.jpg: its header"),
+    ],
+)
+def test_the_bound_on_pixels_holds_in_every_protocol(data, monkeypatch, protocol, named):
+    monkeypatch.chdir(data)
+    line = ["--model", "model", "--output_dir", "out", *protocol, "--max_megapixels", "0.001"]
+    with pytest.raises(
+        UserError, match=rf"{named} announces \d+ x \d+ pixels, and max_megapixels allows 0.001 million"
+    ):
+        evaluate(parse_settings(line))
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         ([], "nothing to evaluate on"),
+        (["--max_megapixels", "0"], "max_megapixels is 0.0; it must be above 0, and at most 178"),
         (["--probes", "."], "identification takes both"),
         (["--pairs", "lfw.bin", "--noises", "n.txt"], "give these as well"),
         (["--batch_size", "0"], "batch_size is 0"),

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 from matplotlib.figure import Figure
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, check_max_megapixels
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.importers.image_check import Check, damage
@@ -53,6 +54,7 @@ def inspect(
     image_column: str = "image",
     label_column: str = "label",
     figure: str | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """Print what a dataset holds, and draw how many identities have how many images.
 
@@ -64,8 +66,10 @@ def inspect(
         image_column: holds images or their encoded bytes.
         label_column: holds the identities.
         figure: PNG to write; by default images_per_identity.png in the folder, if it is one of parquet files, or here.
+        max_megapixels: an image whose header announces more is broken; at most 178.
     """
-    found = examine(name, split, check, workers, image_column, label_column)
+    check_max_megapixels(max_megapixels, "--max_megapixels")
+    found = examine(name, split, check, workers, image_column, label_column, max_megapixels)
     parquet = any(Path(name).glob("*.parquet"))
     path = Path(figure or (Path(name, FIGURE) if parquet else FIGURE))
     try:
@@ -82,6 +86,7 @@ def examine(
     workers: int | None,
     image_column: str = "image",
     label_column: str = "label",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Inspection:
     """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if it cannot be opened."""
     faces = load_faces(name, split, image_column, label_column)
@@ -89,7 +94,7 @@ def examine(
     labels = np.empty(len(faces), np.int64)
     labels[index.images] = np.repeat(np.arange(index.identities), index.counts)
     opened = name, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE)
-    look = partial(examine_rows, opened, check)
+    look = partial(examine_rows, opened, check, max_megapixels)
     with process_pool(workers) as pool, progress(desc="inspect", unit="images", total=len(faces)) as bar:
         futures = [pool.submit(look, start, min(start + PART, len(faces))) for start in range(0, len(faces), PART)]
         for start, found, broken[start] in results(futures):
@@ -102,7 +107,9 @@ def examine(
     return Inspection(index.counts, every, int(same.sum()), int(shared.sum()))
 
 
-def examine_rows(opened: tuple[str, ...], check: Check, start: int, stop: int) -> tuple[int, np.ndarray, list[Broken]]:
+def examine_rows(
+    opened: tuple[str, ...], check: Check, max_megapixels: float, start: int, stop: int
+) -> tuple[int, np.ndarray, list[Broken]]:
     """`start`, hashes of the bytes (uint64 [stop - start]) and broken images of these rows."""
     faces = _faces(*opened)
     hashes, broken = [], []
@@ -110,7 +117,7 @@ def examine_rows(opened: tuple[str, ...], check: Check, start: int, stop: int) -
         rows = np.arange(first, min(first + BATCH, stop))
         for row, image in zip(rows.tolist(), _encoded(faces, rows), strict=True):
             missing = isinstance(image, str)
-            reason = image if missing else damage(image, check)
+            reason = image if missing else damage(image, check, max_megapixels)
             if reason is not None:
                 broken.append(Broken(faces.where(row), reason.removeprefix(f"{faces.where(row)} ")))
             hashes.append(hashlib.blake2b(b"" if missing else image, digest_size=8).digest())

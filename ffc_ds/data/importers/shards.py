@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, check_max_megapixels
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken, Job, Plan, Record
 from ffc_ds.data.importers.processes import process_pool, results
@@ -47,6 +48,7 @@ def write_shards(
     workers: int | None = None,
     on_error: Literal["skip", "stop"] = "skip",
     check: Check = "header",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """Write the images of a plan to parquet files that `load_dataset` opens, encoded as they are.
 
@@ -55,17 +57,19 @@ def write_shards(
         workers: processes; by default one for each core.
         on_error: leave a broken record out and list it in broken.tsv, or stop at it.
         check: how an image is tested: by its header and its end, or by decoding it.
+        max_megapixels: an image whose header announces more is a broken record; at most 178.
     Raises:
         UserError: the folder holds something else or cannot be written, no image can be used, or a record is broken
             and on_error is stop.
     """
+    check_max_megapixels(max_megapixels, "--max_megapixels")
     folder = Path(output)
     parts = [folder / ASIDE / f"{number:05d}.parquet" for number in range(len(plan.jobs))]
     try:
-        _begin(folder, plan.about | {"files": len(parts), "check": check})
+        _begin(folder, plan.about | {"files": len(parts), "check": check, "max_megapixels": max_megapixels})
         try:
             with process_pool(workers) as pool:
-                _write_missing(pool, plan, parts, check, on_error == "stop")
+                _write_missing(pool, plan, parts, check, on_error == "stop", max_megapixels)
             images, broken = _name_files(folder, parts)
         finally:
             _remove_if_empty(folder)
@@ -101,9 +105,11 @@ def _change(key: str, before: Any, now: Any) -> str:
     return "the source has other files" if key == "content" else f"{key} was {before!s:.80}, now {now!s:.80}"
 
 
-def _write_missing(pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], check: Check, stop: bool) -> None:
+def _write_missing(
+    pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], check: Check, stop: bool, max_megapixels: float
+) -> None:
     todo = [(job, part) for job, part in zip(plan.jobs, parts, strict=True) if not part.with_suffix(".json").is_file()]
-    futures = [pool.submit(write_part, job, part, check, stop) for job, part in todo]
+    futures = [pool.submit(write_part, job, part, check, stop, max_megapixels) for job, part in todo]
     written = broken = 0
     there = len(parts) - len(todo)
     with progress(desc="write", unit="files", total=len(parts), initial=there, shown=bool(todo)) as bar:
@@ -115,7 +121,7 @@ def _write_missing(pool: ProcessPoolExecutor, plan: Plan, parts: list[Path], che
             bar.update()
 
 
-def write_part(job: Job, part: Path, check: Check, stop: bool) -> dict:
+def write_part(job: Job, part: Path, check: Check, stop: bool, max_megapixels: float = MAX_MEGAPIXELS) -> dict:
     """Write one parquet file and then its report, each aside and renamed.
 
     The report is {"images": n, "bytes": size of the file, "broken": [(key, reason)]}.
@@ -125,7 +131,7 @@ def write_part(job: Job, part: Path, check: Check, stop: bool) -> dict:
         with pq.ParquetWriter(
             partial, SCHEMA, compression="none", use_dictionary=["label", "identity"], write_statistics=["label"]
         ) as writer:
-            for group in _groups(_usable(job(), check, stop, broken)):
+            for group in _groups(_usable(job(), check, stop, max_megapixels, broken)):
                 writer.write_batch(_batch(group))
                 images += len(group)
         size = partial.stat().st_size
@@ -138,11 +144,13 @@ def write_part(job: Job, part: Path, check: Check, stop: bool) -> dict:
     return report
 
 
-def _usable(records: Iterable[Record | Broken], check: Check, stop: bool, broken: list[Broken]) -> Iterator[Record]:
+def _usable(
+    records: Iterable[Record | Broken], check: Check, stop: bool, max_megapixels: float, broken: list[Broken]
+) -> Iterator[Record]:
     """The images that can be used; the others are added to `broken`."""
     for record in records:
         if isinstance(record, Record):
-            reason = damage(record.image, check)
+            reason = damage(record.image, check, max_megapixels)
             if reason is None:
                 yield record
                 continue

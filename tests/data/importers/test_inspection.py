@@ -56,6 +56,13 @@ def test_everything_is_counted(folder, check):
     assert found.broken[2].reason.startswith("has no image bytes and no readable file")
 
 
+def test_images_of_too_many_pixels_are_broken(tmp_path):
+    folder = write(tmp_path / "faces", [[(image, 1) for image in pictures(5)]])
+    found = examine(folder, "train", "header", 1, 23 * 20 / 1e6)
+    reason = "its header announces 20 x 24 pixels, and max_megapixels allows 0.00046 million"
+    assert found.broken == [("train-00000-of-00001.parquet row 4", reason)]
+
+
 def test_the_report_and_the_figure(folder, capsys):
     inspect(folder[0], workers=1)
     out = capsys.readouterr().out

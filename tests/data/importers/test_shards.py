@@ -75,6 +75,20 @@ def test_the_check_finds_damaged_images(tmp_path, monkeypatch):
     assert all("not a " in reason for _, reason in report["broken"])
 
 
+@pytest.mark.parametrize("check", ["header", "full"])
+def test_an_image_of_too_many_pixels_is_a_broken_record(tmp_path, check):
+    found = imported(plan_of(), tmp_path / "out", check=check, max_megapixels=22 * 20 / 1e6)
+    assert found == [row for i, row in enumerate(ROWS) if i % 5 <= 2]  # of 20 to 24 times 20 pixels
+    table = (tmp_path / "out" / "broken.tsv").read_text().splitlines()
+    expected = [f"20 x {20 + i % 5} pixels, and max_megapixels allows 0.00044 million" for i in range(12) if i % 5 > 2]
+    assert [line.split("its header announces ")[1] for line in table] == expected
+    with pytest.raises(UserError, match="begun for another import .max_megapixels was 0.00044, now 64"):
+        imported(plan_of(), tmp_path / "out", check=check)
+    with pytest.raises(UserError, match="--max_megapixels is 200; it must be above 0, and at most 178"):
+        imported(plan_of(), tmp_path / "new", max_megapixels=200)
+    assert listed(tmp_path) == ["out"]
+
+
 def test_stop_names_the_record_and_skip_goes_on_from_there(tmp_path):
     journal = tmp_path / "journal"
     journal.mkdir()
