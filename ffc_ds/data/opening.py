@@ -79,7 +79,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            return _open_folder(name, folder, config, columns)
+            return _open_folder(name, folder.resolve(), config, columns)  # a folder called parquet is no builder
         _refuse_paths(name, folder)
         _avoid_silent_hub()
         return FaceSet(name, datasets.load_dataset(name, config, num_proc=_processes()), columns)
