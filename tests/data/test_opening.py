@@ -1,4 +1,3 @@
-import io
 import os
 import subprocess
 import sys
@@ -8,38 +7,20 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from ffc_ds.data.decoding import decode
 from ffc_ds.data.opening import load_faces, open_set
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
+from tests.tables import colours, png, table
 
 COLUMNS = "image", "label"
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw"
-INTEGER = datasets.Value("int64")
 
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(value):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def table(labels, label_feature=INTEGER):
-    """Row i shows the colour i."""
-    images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
-    features = datasets.Features(image=datasets.Image(), label=label_feature)
-    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def colours(faces, rows):
-    return [int(decode(encoded, 8)[0, 0, 0]) for encoded in faces.encoded(np.array(rows))]
 
 
 @pytest.fixture

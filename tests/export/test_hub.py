@@ -172,7 +172,7 @@ def test_card_holds_what_was_measured_and_nothing_of_the_machine(tmp_path):
 def test_card_of_a_net_that_did_not_learn(tmp_path):
     finished_run(tmp_path / "run")
     path = tmp_path / "run" / "results.json"
-    results = json.loads(path.read_text()) | {"trained": {"accuracy": None, "reason": "why not"}, "untrained": None}
+    results = json.loads(path.read_text()) | {"trained": {"accuracy": None, "reason": "not finite"}, "untrained": None}
     path.write_text(json.dumps(results))
     export_hub(tmp_path / "run", tmp_path / "out")
     assert "not finite" in (tmp_path / "out" / "README.md").read_text()

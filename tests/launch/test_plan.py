@@ -27,7 +27,7 @@ def test_all_heads_side_by_side():
     lines = {line.strip().split("  ")[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     assert lines["fits"] == ["fits", "no", "no", "no", "yes", "no"]
     assert "released code would take" in done.stdout
-    for row in ("class state", "activations", "labels", "images/s at 400 TFLOP/s, at most"):
+    for row in ("class state", "activations", "identity index", "images/s at 400 TFLOP/s, at most"):
         assert row in done.stdout
     assert "full_fc does not fit" in done.stdout and "--head.name ffc" not in done.stdout
 

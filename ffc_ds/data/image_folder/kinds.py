@@ -3,7 +3,7 @@
 import re
 
 START = 64  # bytes that tell
-# Formats of pictures that Pillow reads and that can be told by their start.
+# The formats that are decoded (`decoding.FORMATS`) and that can be told by their start, as TGA cannot.
 IMAGE = re.compile(
     rb"\xff\xd8\xff"  # JPEG
     rb"|\x89PNG\r\n\x1a\n"
@@ -15,20 +15,19 @@ IMAGE = re.compile(
     rb"|.{4}ftyp.{0,32}avi[fs]"  # AVIF
     rb"|P[1-6]\s+[#\d]"  # PBM, PGM, PPM
     rb"|\x01\xda[\0\1][\1\2]"  # SGI
-    rb"|\x59\xa6\x6a\x95"  # Sun raster
-    rb"|qoif",
+    rb"|\x0a[\0\2\3\4\5]\x01[\1\2\4\x08]",  # PCX
     re.DOTALL,
 )
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"),
-    *(".jp2", ".j2k", ".jxl", ".heic", ".heif", ".pbm", ".pgm", ".ppm", ".pnm", ".ras", ".sgi", ".qoi"),
+    *(".jp2", ".j2k", ".jxl", ".heic", ".heif", ".pbm", ".pgm", ".ppm", ".pnm", ".ras", ".sgi", ".qoi", ".pcx", ".tga"),
 )
 INSIDE = {
     "empty": re.compile(rb"\Z"),
     "a pointer of Git LFS (`git lfs pull` brings the file)": re.compile(rb"version https://git-lfs"),
     "a web page under an image's name": re.compile(rb"\s*<(!doctype )?html", re.IGNORECASE),
     "HEIC, which is not read (convert it to JPEG)": re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
-    "no image but by its name": re.compile(rb""),
+    "no image that is read, but by its name": re.compile(rb""),
 }
 OTHERS = {
     "packed (unpack it; WebDataset's tars are for `prepare_data.py webdataset`)": "zip tar gz tgz 7z rar xz bz2 zst",

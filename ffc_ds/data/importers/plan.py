@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ffc_ds.data.bounds import MAX_BYTES as LARGEST
 from ffc_ds.data.content import content_fingerprint
 from ffc_ds.errors import UserError
 
 BOM = codecs.BOM_UTF8  # what Windows puts in front of a text
-LARGEST = 1 << 29  # bytes of an encoded image
 
 
 class Record(NamedTuple):

@@ -58,9 +58,9 @@ def test_everything_is_counted(folder, check):
 
 def test_images_of_too_many_pixels_are_broken(tmp_path):
     folder = write(tmp_path / "faces", [[(image, 1) for image in pictures(5)]])
-    found = examine(folder, "train", "header", 1, 23 * 20 / 1e6)
+    found = examine(str(folder), "train", "header", 1, max_megapixels=23 * 20 / 1e6)
     reason = "its header announces 20 x 24 pixels, and max_megapixels allows 0.00046 million"
-    assert found.broken == [("train-00000-of-00001.parquet row 4", reason)]
+    assert found.broken == [(f"row 4 (label 1) of split 'train' of {folder}", reason)]
 
 
 def test_the_report_and_the_figure(folder, capsys):
@@ -124,7 +124,7 @@ def test_what_cannot_be_inspected_is_refused(tmp_path):
 
     refused("no dataset folder .*none", tmp_path / "none")
     (tmp_path / "nothing").mkdir()
-    refused("cannot open dataset", tmp_path / "nothing")
+    refused("has no folder with images", tmp_path / "nothing")
     refused("empty", write(tmp_path / "empty", [[]]))
     whole = write(tmp_path / "whole", [[(pictures(1)[0], 1)]])
     refused("has no split 'test', it has train", whole, split="test")
@@ -132,6 +132,6 @@ def test_what_cannot_be_inspected_is_refused(tmp_path):
     write(tmp_path / "cut", [[(pictures(1)[0], 1)]])
     path = next((tmp_path / "cut").glob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-9])
-    refused("cannot open dataset", tmp_path / "cut")
+    refused("is no whole parquet file", tmp_path / "cut")
     with pytest.raises(UserError, match="figure .*none/a.png cannot be written .*: choose another --figure"):
         inspect(whole, workers=1, figure=str(tmp_path / "none" / "a.png"))
