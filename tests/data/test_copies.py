@@ -37,8 +37,7 @@ def copy(tmp_path):
 
 def test_a_whole_copy_is_opened(copy):
     assert open_copy(copy, "faces", ROWS)["label"] == list(range(ROWS))
-    check_copies([copy, copy], "faces", 2 * ROWS)
-    check_copies([], "faces", ROWS)
+    check_copies([copy], "faces")
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -57,11 +56,6 @@ def test_a_copy_that_lost_rows_is_no_smaller_dataset(copy):
     assert 0 < fewer < ROWS
     with pytest.raises(UserError, match=f"{fewer} rows of {ROWS}.* delete {copy}"):
         open_copy(copy, "faces", ROWS)
-    with pytest.raises(UserError, match=f"{ROWS + fewer - 3} rows of 99"):
-        whole = copy.with_name("whole.arrow")
-        with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_stream(sink, pa.schema({"a": pa.int64()})) as writer:
-            writer.write_table(pa.table({"a": list(range(ROWS - 3))}))
-        check_copies([copy, whole], "faces", 99)
 
 
 READ_ON = """
@@ -77,7 +71,7 @@ if child == 0:
     os._exit(0)
 signal = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 print(signal)
-check_copies([Path(file["filename"]) for file in dataset.cache_files], "faces", dataset.data.num_rows)
+check_copies([Path(file["filename"]) for file in dataset.cache_files], "faces")
 """
 
 
