@@ -100,7 +100,7 @@ def test_in_every_path_of_an_evaluation():
         ("prepare_data", ["recordio", "~/ms1m", "$DATA/out"], {"source": "/home/me/ms1m", "output": "/big/data/out"}),
         ("prepare_data", ["lmdb", "a", "~/keys.txt", "b"], {"source": "a", "keys": "/home/me/keys.txt", "output": "b"}),
         ("prepare_data", ["webdataset", "OWNER/NAME/*.tar", "b"], {"source": "OWNER/NAME/*.tar", "output": "b"}),
-        ("prepare_data", ["inspect", "~/faces"], {"folder": "/home/me/faces"}),
+        ("prepare_data", ["push", "~/faces", "OWNER/NAME"], {"folder": "/home/me/faces", "repo": "OWNER/NAME"}),
         (
             "benchmark",
             ["loader", "--data", "$DATA/a", "--output", "~/r"],
