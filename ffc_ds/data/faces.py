@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ffc_ds.data.copies import check_copies
 from ffc_ds.errors import UserError
 
 ROWS = 1 << 20  # whose labels are in memory at a time
@@ -73,6 +74,10 @@ class Faces:
         for missing in [i for i, one in enumerate(found) if one is None]:
             found[missing] = self._read_file(rows[missing], int(places[missing]))
         return found
+
+    def check_copies(self) -> None:
+        """Raise UserError if what is mapped is no longer there in full."""
+        check_copies([Path(file["filename"]) for file in self.dataset.cache_files], self.name)
 
     def where(self, row: int) -> str:
         """What to call an image in messages."""

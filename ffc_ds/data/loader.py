@@ -203,13 +203,19 @@ class _SharedLoader(_OrderedLoader):
     def __init__(self, steps: StepLoader, keys: range, workers: int):
         # While a batch is copied out, each other one that workers were asked for has a place of its own.
         number = workers * PREFETCHED + 1
+        self.faces = steps.faces
         self.places = [torch.empty(steps.shape, dtype=torch.uint8).share_memory_() for _ in range(number)]
         super().__init__(_IntoPlaces(steps, self.places), keys, workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        for micro_step, batch in zip(self.sampler, super().__iter__(), strict=True):
-            images = self.places[micro_step % len(self.places)]
-            yield batch._replace(images=images.pin_memory() if torch.cuda.is_available() else images.clone())
+        try:
+            for micro_step, batch in zip(self.sampler, super().__iter__(), strict=True):
+                images = self.places[micro_step % len(self.places)]
+                yield batch._replace(images=images.pin_memory() if torch.cuda.is_available() else images.clone())
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # one died: of no shared memory, or of a mapped file without its end
+                self.faces.check_copies()
+            raise
 
 
 class _IntoPlaces(Dataset):

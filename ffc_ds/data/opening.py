@@ -11,6 +11,7 @@ import huggingface_hub
 import pyarrow as pa
 
 from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.image_folder.table import open_image_folder
@@ -89,6 +90,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
             "or the connection"
         ) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
+        check_cache(Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___"), name)
         raise _explained(name, error) from error
 
 
@@ -129,7 +131,11 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
         return FaceSet(name, splits, columns, content)
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
-    splits = datasets.load_dataset(str(folder), config, cache_dir=place, num_proc=_processes())
+    try:
+        splits = datasets.load_dataset(str(folder), config, cache_dir=place, num_proc=_processes())
+    except (OSError, ValueError, AttributeError, pa.ArrowException):
+        check_cache(Path(place), name)
+        raise
     return FaceSet(name, splits, columns, content)
 
 

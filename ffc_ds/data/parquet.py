@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets.table import table_cast
 
 from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.copies import open_copy
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
 
@@ -39,7 +40,12 @@ def open_parquet(
     }
     _convert_all(missing)
     return {
-        split: datasets.concatenate_datasets([datasets.Dataset.from_file(str(place)) for place in places])
+        split: datasets.concatenate_datasets(
+            [
+                open_copy(place, path, pq.read_metadata(path).num_rows)
+                for path, place in zip(files[split], places, strict=True)
+            ]
+        )
         for split, places in converted.items()
     }
 

@@ -55,6 +55,11 @@ class JointFaces:
             found += self.sets[number].encoded(rows[of_set == number] - self._first_rows[number])
         return [found[place] for place in np.argsort(np.argsort(of_set, kind="stable"))]
 
+    def check_copies(self) -> None:
+        """As `Faces.check_copies`."""
+        for faces in self.sets:
+            faces.check_copies()
+
     def where(self, row: int) -> str:
         """What to call an image in messages: its row and label in its own set."""
         number = self._set_of(row)
@@ -70,6 +75,7 @@ class TrainingFaces:
     def __init__(self, faces: Faces | JointFaces, index: IdentityIndex):
         self.faces, self.index = faces, index
         self.name, self.encoded, self.where = faces.name, faces.encoded, faces.where
+        self.check_copies = faces.check_copies
 
     def substitutes(self, row: int) -> np.ndarray:
         """The other images of an image's identity, int64, in the order in which to try them: from the next one on."""

@@ -59,3 +59,7 @@ def build_backbone(name: str, image_size: int = 112, embedding_size: int = 512, 
         return model_class(config_class(**settings))
     except StrictDataclassFieldValidationError as error:
         raise UserError(f"Backbone {name}: {error.__cause__}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise UserError(f"Backbone {name}: there is not enough memory for a net of that size: {settings}") from error
