@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffc_ds.data.augment import to_input
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.loader import image_batches
 from ffc_ds.distributed import all_gather, rank, world_size
 
@@ -24,10 +25,11 @@ def embed(
     mirror: bool = False,
     unit: bool = True,
     progress: Callable = iter,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Tensor:
     """Features fp32 [n, dim], scaled to length 1 if `unit`, of the images in `rows` (int64 [n]), equal on all ranks.
 
-    features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.loading.Faces` or anything that reads like it.
+    features: the net, input [b, 3, S, S] -> [b, dim]. images: `data.faces.Faces` or anything that reads like it.
     mirror: add the feature of the mirror image, as verification does. Every rank runs the same number of equal
     batches (the last ones padded), because the forward of a sharded net is collective, and because a net that
     normalises by its batch needs a whole one.
@@ -35,7 +37,7 @@ def embed(
     batches = -(-len(rows) // (batch_size * world_size()))
     own = np.resize(rows, (world_size(), batches * batch_size))[rank()]
     found = []
-    for pixels in progress(image_batches(images, own, image_size, batch_size, workers=0)):
+    for pixels in progress(image_batches(images, own, image_size, batch_size, 0, max_megapixels)):
         inputs = to_input(pixels.to(device), dtype=dtype)
         feature = features(inputs).float()
         if mirror:

@@ -1,9 +1,10 @@
-"""Compare: the cost of the heads, what they learn, the speed of the data path.
+"""Compare: the cost of the heads, what they learn, the data path.
 
 python launch/benchmark.py heads [--sizes 1e4 1e5 1e6] [--ranks 1 2] [--dtype bfloat16] [--device cuda]
 python launch/benchmark.py heads --sizes 1e6 1e7 1e8 --ranks 1 --heads ffc --pools 1e5
 python launch/benchmark.py accuracy [--recipe launch/comparisons/accuracy_lfw.yaml --settings data.train=PATH ...]
 python launch/benchmark.py loader [--data PATH] [--workers 1 2]
+python launch/benchmark.py opening [--images 1e6 1e8]
 """
 
 import inspect
@@ -11,18 +12,15 @@ import sys
 from typing import get_args
 
 import docstring_parser
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from ffc_ds.errors import UserError
+from ffc_ds.config.command_line import make_parser, read_command
 from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
-    try:
-        settings = parser().parse_args(arguments)
-    except ArgumentError as error:
-        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
-    commands()[settings.subcommand](**settings[settings.subcommand].as_dict())
+    command, chosen = read_command(parser(), arguments)
+    commands()[command](**chosen)
 
 
 def commands() -> dict:
@@ -30,17 +28,18 @@ def commands() -> dict:
     from ffc_ds.benchmark.accuracy import run_accuracy
     from ffc_ds.benchmark.heads import run_heads
     from ffc_ds.benchmark.loader import run_loader
+    from ffc_ds.benchmark.opening import run_opening
 
-    return {"heads": run_heads, "accuracy": run_accuracy, "loader": run_loader}
+    return {"heads": run_heads, "accuracy": run_accuracy, "loader": run_loader, "opening": run_opening}
 
 
 def parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Measure, and write tables and figures.")
+    parser = make_parser("Measure, and write tables and figures.")
     subcommands = parser.add_subcommands()
     for name, function in commands().items():
         about = docstring_parser.parse_from_object(function)
         helps = {each.arg_name: each.description for each in about.params}
-        command = ArgumentParser(exit_on_error=False, description=about.short_description)
+        command = make_parser(about.short_description)
         parameters = inspect.signature(function).parameters.values()
         special = {each.name: each for each in parameters if each.annotation is bool or get_args(each.annotation)}
         command.add_function_arguments(function, skip=set(special))

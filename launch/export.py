@@ -2,18 +2,19 @@
 
 python launch/export.py hub RUN_DIR OUTPUT [--push OWNER/NAME [--public]] [--with-class-state]
 python launch/export.py onnx RUN_DIR OUTPUT.onnx
-python launch/export.py from-insightface backbone.pth OUTPUT --name iresnet50
+python launch/export.py from-insightface backbone.pth OUTPUT
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from ffc_ds.config.paths import expanded
 from ffc_ds.launching import run_for_user
 
 
 def main(arguments: list[str]) -> None:
-    settings = vars(parser().parse_args(arguments))
+    settings = {name: expanded(name, value) for name, value in vars(parser().parse_args(arguments)).items()}
     command = settings.pop("command")
 
     # These take seconds, and a misspelt argument should not.
@@ -41,10 +42,13 @@ def parser() -> argparse.ArgumentParser:
     onnx.add_argument("output", type=Path, help="file to write; it must not exist")
 
     insightface = commands.add_parser("from-insightface", help="folder for AutoModel from InsightFace's backbone.pth")
-    insightface.add_argument("weights", type=Path, help="state dict of an arcface_torch iresnet")
+    insightface.add_argument("weights", type=Path, help="arcface_torch's backbone.pth or checkpoint_gpu_0.pt, or alike")
     insightface.add_argument("output", type=Path, help="folder to write; it must not exist")
-    insightface.add_argument("--name", default="iresnet50", help="iresnet18, 34, 50, 100 or 200 (default: iresnet50)")
-    insightface.add_argument("--embedding-size", type=int, default=512, help="length of its embedding (default: 512)")
+    insightface.add_argument("--name", help="iresnet18, 34, 50, 100 or 200, to be sure (default: what the weights are)")
+    insightface.add_argument(
+        "--embedding-size", type=int, help="its length, to be sure (default: what the weights say)"
+    )
+    insightface.add_argument("--net", metavar="PREFIX", help="which one, by what its tensors' names begin with")
     return parser
 
 

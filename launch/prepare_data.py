@@ -1,18 +1,20 @@
-"""Bring a dataset into parquet files, look at them, upload them.
+"""Bring a dataset into parquet files, look at one, upload it.
 
 python launch/prepare_data.py recordio ms1m-retinaface-t1 data/ms1mv3
 python launch/prepare_data.py imagefolder faces data/faces --on_error stop --check full
 python launch/prepare_data.py lmdb train_lmdb train_keys.txt data/train
 python launch/prepare_data.py webdataset gaunernst/ms1mv3-wds data/ms1mv3
 python launch/prepare_data.py inspect data/ms1mv3
+python launch/prepare_data.py inspect OWNER/NAME --image_column photo --label_column person
 python launch/prepare_data.py push data/ms1mv3 OWNER/NAME
 """
 
 import inspect
 import sys
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
+from ffc_ds.config.command_line import make_parser, read_command, with_underscores
 from ffc_ds.data.importers.hub import push
 from ffc_ds.data.importers.imagefolder import plan_imagefolder
 from ffc_ds.data.importers.inspection import inspect as inspect_folder
@@ -33,36 +35,29 @@ TOOLS = {"inspect": inspect_folder, "push": push}
 
 
 def main(arguments: list[str]) -> None:
-    try:
-        settings = parser().parse_args([_with_underscores(each) for each in arguments])
-    except ArgumentError as error:
-        raise UserError(f"The command cannot be used: {' '.join(str(error).split())}") from None
-    command = settings.subcommand
-    chosen = settings[command].as_dict()
+    command, chosen = read_command(parser(), with_underscores(arguments))
     if command in TOOLS:
         TOOLS[command](**chosen)
     else:
         plan = SOURCES[command]
         about = {name: chosen.pop(name) for name in inspect.signature(plan).parameters}
-        write_shards(plan(**about), **chosen)
+        try:
+            planned = plan(**about)
+        except OSError as error:
+            raise UserError(f"{about['source']} cannot be read ({error}): see to its rights, or copy it") from error
+        write_shards(planned, **chosen)
 
 
 def parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Bring a dataset into parquet files.")
+    parser = make_parser("Bring a dataset into parquet files.")
     commands = parser.add_subcommands()
     for name, function in (SOURCES | TOOLS).items():
-        command = ArgumentParser(exit_on_error=False, description=function.__doc__.partition("\n")[0])
+        command = make_parser(function.__doc__.partition("\n")[0])
         command.add_function_arguments(function, as_positional=True)
         if name in SOURCES:
             command.add_function_arguments(write_shards, as_positional=True, skip={"plan"})
         commands.add_subcommand(name, command, help=command.description)
     return parser
-
-
-def _with_underscores(argument: str) -> str:
-    """Options may be written with dashes as well, like --on-error."""
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
 if __name__ == "__main__":

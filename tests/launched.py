@@ -1,15 +1,17 @@
 """`launch/train.py` for tests, as processes of their own, with a small net and small data.
 
-`launch` goes through the public door, the launcher. `train` starts the ranks as the launcher does, without its two
-processes in between, each of which imports DeepSpeed before the ranks can.
+`launch` goes through the public door, the launcher. `train` starts the ranks as the launcher does, forked from a
+process that has imported everything, without the two processes in between, each of which imports DeepSpeed too.
 """
 
+import atexit
 import json
 import os
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 from tests.ranks import ON_CPU
+from tests.warm import WarmProcesses
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -56,25 +59,31 @@ def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> 
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
+@cache
+def _warm() -> WarmProcesses:
+    processes = WarmProcesses(environment())
+    atexit.register(processes.close)
+    return processes
+
+
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
     """What all ranks wrote, and their exit code, which is the same."""
     job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    line = [sys.executable, "launch/train.py", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    ranks = [
-        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, LOCAL_RANK=rank, **(job | env)), **pipes)
-        for rank in map(str, range(world))
-    ]
-    with ThreadPoolExecutor(world) as pool:  # each must be read before its pipe is full
-        try:
-            outputs = list(pool.map(lambda rank: rank.communicate(timeout=300), ranks))
-        finally:
-            for rank in ranks:
-                rank.kill()
-    stdout, stderr = ("".join(texts) for texts in zip(*outputs, strict=True))
-    codes = {rank.returncode for rank in ranks}
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            {
+                "script": "launch/train.py",
+                "arguments": arguments,
+                "environment": environment(RANK=rank, LOCAL_RANK=rank, **(job | env)),
+                "stdout": f"{folder}/{rank}.stdout",
+                "stderr": f"{folder}/{rank}.stderr",
+            }
+            for rank in map(str, range(world))
+        ]
+        codes = set(_warm().run(jobs, timeout=300))
+        stdout, stderr = ("".join(Path(job[name]).read_text() for job in jobs) for name in ("stdout", "stderr"))
     assert len(codes) == 1, f"exit codes {codes}: {stderr[-4000:]}"
-    return subprocess.CompletedProcess(line, codes.pop(), stdout, stderr)
+    return subprocess.CompletedProcess(["launch/train.py", *arguments], codes.pop(), stdout, stderr)
 
 
 def train_tiny(world: int, folder: Path, *arguments: str, start=train, **env: str) -> subprocess.CompletedProcess:

@@ -67,7 +67,9 @@ def ijb_folder(folder: Path, prefix: str = "ijbc", subjects: int = 12, impostors
     write_lines(meta / f"{prefix}_face_tid_mid.txt", listed)
     write_lines(meta / f"{prefix}_name_5pts_score.txt", points)
     write_lines(meta / f"{prefix}_template_pair_label.txt", pairs)
-    files = {"gallery_G1": numbers[:subjects:2], "gallery_G2": numbers[subjects::2], "probe_mixed": numbers[1::2]}
+    first, second = ("S1", "S2") if prefix == "ijbb" else ("G1", "G2")
+    galleries = {f"gallery_{first}": numbers[:subjects:2], f"gallery_{second}": numbers[subjects::2]}
+    files = galleries | {"probe_mixed": numbers[1::2]}
     for name, chosen in files.items():
         rows = [f"{t},{owner[t]},img/{image}" for t in chosen for image, number, _ in listed if number == t]
         (meta / f"{prefix}_1N_{name}.csv").write_text("\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *rows]) + "\n")

@@ -1,12 +1,12 @@
 """The commands in README.md and docs/ are ones that the scripts take, and links between the pages lead somewhere."""
 
-import importlib.util
 import re
 import shlex
 
 import pytest
 
 from tests.launched import ROOT
+from tests.scripts import script
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"launch/(\w+)\.py\s+(.*)")
@@ -22,13 +22,6 @@ def commands():
                     if arguments.count("'") % 2:  # the end of what a shell is given to run
                         arguments = arguments.removesuffix("'")
                     yield pytest.param(found[1], arguments, id=f"{page.stem}: {found[0][:60]}")
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parsers():

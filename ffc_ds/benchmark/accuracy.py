@@ -11,10 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from ffc_ds.benchmark.dot_chart import dot_chart
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
+from ffc_ds.config.documents import read_yaml
+from ffc_ds.config.paths import PROJECT, find_file
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
 from ffc_ds.training.tracking import read_metrics
@@ -64,7 +65,7 @@ def run_accuracy(
     Raises:
         UserError: a recipe of another form or, with the end of its log, a run that failed.
     """
-    every, experiments = read_recipe(Path(recipe))
+    every, experiments = read_recipe(Path(find_file(recipe)))
     name = Path(recipe).stem
     results = Path(output) / name
     results.mkdir(parents=True, exist_ok=True)
@@ -100,15 +101,13 @@ def _check_alike(found: list[dict], folder: Path) -> None:
 
 def read_recipe(path: Path) -> tuple[dict, list[Experiment]]:
     """Settings of all cells and the experiments, in order. Raises UserError."""
+    recipe = read_yaml(path)
     try:
-        recipe = yaml.safe_load(path.read_text())
         experiments = [
             Experiment(title, _lines(each["seeds"], each["cells"])) for title, each in recipe["experiments"].items()
         ]
-        return recipe["every"], experiments
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        return dict(recipe["every"]), experiments
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is no recipe of a comparison ({type(error).__name__}: {error}): it needs `every`, a mapping of "
             "settings, and `experiments`, by title with `seeds`, a number, and `cells`, by label their settings."
@@ -130,15 +129,15 @@ def _train(cell: Cell, every: dict, folder: Path, ranks: int, settings: tuple[st
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-    launcher += ["--master_port", str(port)]
+    launcher += ["--master_port", str(port), str(PROJECT / "launch" / "train.py")]
     with open(folder / "log.txt", "w") as log:
-        code = subprocess.run([*launcher, "launch/train.py", *arguments], stdout=log, stderr=log).returncode
+        code = subprocess.run([*launcher, *arguments], stdout=log, stderr=log).returncode
     if code:
         end = (folder / "log.txt").read_text()[-2000:]
         raise UserError(f"the run in {folder} ended with code {code}. The end of its log:\n{end}")
     results = json.loads((folder / "results.json").read_text())
     if results["trained"]["accuracy"] is None:
-        raise UserError(f"the run in {folder} diverged: its embeddings are not finite. Lower the learning rate.")
+        raise UserError(f"the run in {folder} has no accuracy: {results['trained']['reason']}.")
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "images_per_second" in line]
     speed = float(np.median([line["images_per_second"] for line in lines]))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,14 +1,19 @@
 """All settings of a run: one dataclass per concern, filled from a YAML file and then from the command line."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
-from ffc_ds.config.keys import check_keys, known_keys
+from ffc_ds.config.command_line import make_parser, refusals
+from ffc_ds.config.ds_config import read_ds_config
+from ffc_ds.config.keys import in_order, known_keys
+from ffc_ds.config.paths import PathName, expand_paths, find_file
 from ffc_ds.config.values import check_values
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
 
 
@@ -16,17 +21,19 @@ from ffc_ds.errors import UserError
 class DataConfig:
     """Where images come from and how they are drawn."""
 
-    train: list[str] | str | None = None
+    train: list[PathName] | PathName | None = None
     """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS; or a list, [A, B], of sets that
     have no identity in common: each keeps its own labels."""
     split: str = "train"
-    """Split to train on."""
+    """Split to train on, or a part of it such as train[:50%], or several, train+validation."""
+    config: str | None = None
+    """Which configuration of the dataset (the hub calls it a subset), where it has several."""
     min_images: int = 1
     """Identities with fewer images are left out."""
     image_column: str = "image"
     """Column with the images."""
     label_column: str = "label"
-    """Column with the identity of each image, an integer."""
+    """Column with the identity of each image: integers from 0, or names."""
     loader: Literal["dual", "id", "instance"] = "dual"
     """What fills the batches: two images of each identity (id), single images (instance), or both (dual)."""
     batch_size: int = 192
@@ -47,6 +54,8 @@ class DataConfig:
     """Share of the images whose brightness, contrast and saturation are changed."""
     workers: int = 1
     """Processes per rank that read and decode images; 0 does it in the training process."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more counts as damaged, before it is decoded; at most 178."""
 
 
 @dataclass
@@ -181,12 +190,14 @@ class TrainConfig:
 class EvalConfig:
     """Pair verification during and after training."""
 
-    bin: str | None = None
+    bin: PathName | None = None
     """An InsightFace-style .bin file with pairs of images."""
-    split: str = "test"
-    """Without bin: split of the training dataset whose identities, unseen in training, make the pairs."""
+    split: str | None = None
+    """Without bin: split of the training dataset whose identities, unseen in training, make the pairs; by default test,
+    if there is one that can serve."""
     holdout: float = 0.1
-    """Without bin and without such a split: share of the training identities held out for the pairs."""
+    """Without bin and without such a split: share of the training identities held out for the pairs; with 0, all are
+    trained on and nothing is verified."""
     pairs: int = 3000
     """Number of pairs drawn when there is no bin."""
     every: int = 0
@@ -211,13 +222,14 @@ class TrackingConfig:
 class Config:
     """A run."""
 
-    output_dir: str = "runs/ffc"
+    output_dir: PathName = "runs/ffc"
     """Folder for everything the run writes."""
-    deepspeed: str = "ds_configs/zero2.json"
-    """DeepSpeed's config; its "auto" values are filled in from this file."""
+    deepspeed: PathName = "ds_configs/zero2.json"
+    """DeepSpeed's config, from the current folder, beside the file that names it, or in the project; its "auto" values
+    are filled in from these settings."""
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
-    resume: str | None = None
+    resume: PathName | None = None
     """Go on from a checkpoint: latest (of output_dir), auto (latest, or anew if there is none), or a folder."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -241,21 +253,32 @@ def parse_config(arguments: list[str]) -> Config:
         raise
 
 
-def _parse(arguments: list[str]) -> Config:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, description="Train identity embeddings.")
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
+@cache
+def _parser() -> ArgumentParser:
+    parser = make_parser("Train identity embeddings.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(Config)
-    check_keys(arguments, known_keys(Config))
-    try:
-        parsed = parser.instantiate(parser.parse_args(arguments))
-    except ArgumentError as error:
-        raise UserError(f"The settings cannot be used: {error}") from None
-    config = Config(**{entry.name: parsed[entry.name] for entry in fields(Config)})
+    return parser
+
+
+def _parse(arguments: list[str]) -> Config:
+    parser = _parser()
+    parsed = parser.get_defaults()
+    for where, part in in_order(arguments, known_keys(Config)):
+        with refusals(f"The settings {where} cannot be used"):
+            parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
+    config = Config(**{entry.name: _as_written(entry.type, parsed[entry.name]) for entry in fields(Config)})
     _apply_preset(config.head, {argument.split("=")[0] for argument in arguments})
     check_values(config)
+    expand_paths(config)
+    config.deepspeed = find_file(config.deepspeed)
+    read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
     return config
+
+
+def _as_written(kind: type, value: Any) -> Any:
+    return kind(**value.as_dict()) if is_dataclass(kind) else value
 
 
 def save_config(config: Config, path: Path) -> None:

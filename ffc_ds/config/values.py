@@ -1,12 +1,16 @@
 """The bounds of the settings."""
 
-from math import inf
+from dataclasses import asdict
+from math import inf, isfinite
+from typing import Any
 
+from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.errors import UserError
 
 
 def check_values(config) -> None:
-    """Raise UserError, naming the setting, for a number out of its bounds."""
+    """Raise UserError, naming the setting, for a number out of its bounds, an empty text, an override of no use."""
+    check_each(asdict(config))
     positive = {
         "data.batch_size": config.data.batch_size,
         "data.min_images": config.data.min_images,
@@ -26,6 +30,7 @@ def check_values(config) -> None:
         "class_optim.lr_factor": config.class_optim.lr_factor,
         "eval.batch_size": config.eval.batch_size,
         "model.embedding_size": config.model.embedding_size,
+        "model.image_size": config.model.image_size,
     }
     for key, value in positive.items():
         if not 0 < value < inf:
@@ -62,8 +67,7 @@ def check_values(config) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
-    if config.seed >= 2**32:
-        raise UserError(f"seed is {config.seed}; it must be below 2^32.")
+    check_max_megapixels(config.data.max_megapixels, "data.max_megapixels")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
     if config.eval.pairs < 20:
@@ -72,8 +76,40 @@ def check_values(config) -> None:
         raise UserError(
             f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."
         )
+    _check_overrides(config.model.overrides)
     train = config.data.train
+    if isinstance(train, str) and train.startswith("["):
+        raise UserError(f"data.train is {train}, which YAML takes for no list: put each name in quotes.")
     if train in ("", []) or (isinstance(train, list) and len(set(train)) < len(train)):
         raise UserError(f"data.train is {train}; it must be the name of a dataset, or a list of different ones.")
     if len(config.head.combined) != 3 or not 0 < config.head.combined[0] < inf:
         raise UserError(f"head.combined is {config.head.combined}; it must be [m1, m2, m3], and m1 above 0.")
+
+
+def check_each(settings: dict[str, Any], prefix: str = "") -> None:
+    """Raise UserError for what can be no setting: an empty text, an infinite number, one that no array could hold."""
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            check_each(value, f"{key}.")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each == "":
+                raise UserError(f"{key} is empty: give it a value, or leave it out.")
+            if isinstance(each, float) and not isfinite(each):
+                raise UserError(f"{key} is {each}; it must be a finite number.")
+            if isinstance(each, int) and abs(each) >= 2**32:
+                raise UserError(f"{key} is {each}; it must be below 2^32.")
+
+
+def _check_overrides(overrides: dict[str, Any]) -> None:
+    for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise UserError(f"model.overrides: {key} is no name of a setting.")
+        if value is None and (mark := next((mark for mark in ":=" if mark in key), None)):
+            name, _, wanted = key.partition(mark)
+            raise UserError(f"model.overrides: {{{key}}} lacks a blank: write {{{name}: {wanted}}}.")
+        if value is None or isinstance(value, dict):
+            shown = "null" if value is None else value
+            raise UserError(f"model.overrides.{key} is {shown}; it must be a value, or a list of them.")
+        if key in ("name", "image_size", "embedding_size"):
+            raise UserError(f"model.overrides.{key} would be overruled: set model.{key} instead.")

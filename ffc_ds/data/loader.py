@@ -13,7 +13,8 @@ import pyarrow
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ffc_ds.data.loading import Faces
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.reading import read_images, read_into
 from ffc_ds.data.sampler import Sampler, StepPlan
 from ffc_ds.errors import UserError
@@ -47,10 +48,19 @@ class StepLoader(Dataset):
     `shape` is that of the batches' images.
     """
 
-    def __init__(self, faces: Faces, sampler: Sampler, image_size: int, rank: int, world_size: int, accumulation: int):
+    def __init__(
+        self,
+        faces: Faces,
+        sampler: Sampler,
+        image_size: int,
+        rank: int,
+        world_size: int,
+        accumulation: int,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ):
         check_batch_size(sampler.batch_size, world_size, accumulation)
         self.faces, self.sampler = faces, sampler
-        self.accumulation = accumulation
+        self.accumulation, self.max_megapixels = accumulation, max_megapixels
         self.micro_rows = sampler.rows // accumulation
         self.own_rows = self.micro_rows // world_size
         self.first_own_row = rank * self.own_rows
@@ -66,7 +76,7 @@ class StepLoader(Dataset):
         start = micro_step % self.accumulation * self.micro_rows
         own_start = start + self.first_own_row
         own = slice(own_start, own_start + self.own_rows)
-        replaced = read_into(images.numpy(), self.faces, plan.images[:, own])
+        replaced = read_into(images.numpy(), self.faces, plan.images[:, own], self.max_megapixels)
         labels = plan.identities[:, start : start + self.micro_rows]
         return Batch(images, labels.copy(), plan.flips[:, own].copy(), plan.bytes[:, own].copy(), replaced)
 
@@ -90,21 +100,29 @@ def make_loader(
     start_step: int,
     end_step: int,
     workers: int,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> DataLoader:
     """Yield the `Batch`es of `rank` for the micro-steps of steps start_step..end_step - 1, in order.
 
     Raises UserError when the batch does not divide by the ranks and the accumulation and, naming the row, when an
     image is damaged and `faces` has no substitute for it.
     """
-    steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation)
+    steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation, max_megapixels)
     return (_SharedLoader if workers else _OrderedLoader)(
         steps, range(start_step * accumulation, end_step * accumulation), workers
     )
 
 
-def image_batches(faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, workers: int) -> DataLoader:
+def image_batches(
+    faces: Faces,
+    rows: np.ndarray,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> DataLoader:
     """Yield the images of `rows` (int64 [n]) in order, as uint8 tensors [b, S, S, 3] with b <= batch_size."""
-    batches = _RowBatches(faces, np.asarray(rows), image_size, batch_size)
+    batches = _RowBatches(faces, np.asarray(rows), image_size, batch_size, max_megapixels)
     return _OrderedLoader(batches, range(0, len(rows), batch_size), workers)
 
 
@@ -139,11 +157,12 @@ def check_shared_memory(images: float, image_size: int, workers: int) -> None:
 
 
 class _RowBatches(Dataset):
-    def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int):
-        self.faces, self.rows, self.image_size, self.batch_size = faces, rows, image_size, batch_size
+    def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, max_megapixels: float):
+        self.faces, self.rows, self.batch_size = faces, rows, batch_size
+        self.decoding = image_size, max_megapixels
 
     def __getitem__(self, start: int) -> torch.Tensor:
-        return read_images(self.faces, self.rows[start : start + self.batch_size], self.image_size)
+        return read_images(self.faces, self.rows[start : start + self.batch_size], *self.decoding)
 
 
 class _OrderedLoader(DataLoader):

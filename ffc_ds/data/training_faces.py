@@ -1,48 +1,52 @@
 """The images of a training: several sets as one, and substitutes for images that cannot be decoded."""
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loading import Faces, load_faces
-from ffc_ds.errors import UserError
+from ffc_ds.data.opening import FaceSet
+
+TEXT = pa.large_string()
 
 
-def load_sets(names: str | Sequence[str], split: str, image_column: str, label_column: str) -> "Faces | JointFaces":
-    """`load_faces` of one name or several. Raises UserError."""
-    if isinstance(names, str):
-        return load_faces(names, split, image_column, label_column)
-    return JointFaces([load_faces(name, split, image_column, label_column) for name in names])
+def joined(sets: Sequence[FaceSet], split: str, alone: bool) -> "Faces | JointFaces":
+    """That split of the only one of the sets, if it stands `alone`, or of all of them as one. Raises UserError."""
+    faces = [each.faces(split) for each in sets]
+    return faces[0] if alone else JointFaces(faces, [each.name for each in sets])
 
 
 class JointFaces:
-    """Several sets one after another, read as one `Faces`. Each keeps its own labels: an identity is never in two.
+    """Several sets one after another, read as one `Faces`. Each keeps its own identities, none is in two of them: they
+    are called SET/NAME, by the last part of a set's path where that tells the sets apart."""
 
-    Raises UserError when the labels do not fit into one int64 column.
-    """
-
-    def __init__(self, sets: Sequence[Faces]):
+    def __init__(self, sets: Sequence[Faces], paths: Sequence[str]):
         self.sets, self.name = sets, " + ".join(faces.name for faces in sets)
-        spans = [int(faces.labels.max()) + 1 for faces in sets]
-        if sum(spans) >= 2**63:
-            raise UserError(f"the labels of {self.name} are too large to be joined: number the identities from 0 first")
-        self._first_rows, self._first_labels = (np.cumsum([0, *each[:-1]]) for each in ([*map(len, sets)], spans))
-        self.fingerprint = hashlib.blake2b(" ".join(f.fingerprint for f in sets).encode(), digest_size=8).hexdigest()
+        short = [Path(path).name for path in paths]
+        self.named = all(faces.named for faces in sets)
+        self._called = short if len(set(short)) == len(short) else list(paths)
+        self._first_rows = np.cumsum([0, *[*map(len, sets)][:-1]])
+        parts = (f"{called} {faces.fingerprint}" for called, faces in zip(self._called, sets, strict=True))
+        self.fingerprint = hashlib.blake2b(" ".join(parts).encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.concatenate(
-            [faces.labels + first for faces, first in zip(self.sets, self._first_labels, strict=True)]
-        )
+    def labels(self) -> Iterator[pa.Array]:
+        """As `Faces.labels`, large_string."""
+        for called, faces in zip(self._called, self.sets, strict=True):
+            for part in faces.labels():
+                yield pc.binary_join_element_wise(pa.scalar(called, TEXT), part.cast(TEXT), pa.scalar("/", TEXT))
 
-    def label(self, row: int) -> int:
+    def label(self, row: int) -> str:
         number = self._set_of(row)
-        return self.sets[number].label(row - self._first_rows[number]) + self._first_labels[number]
+        return f"{self._called[number]}/{self.sets[number].label(row - self._first_rows[number])}"
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """The encoded images of `rows` (int64 [k], duplicates allowed), in that order. Raises UserError."""
@@ -70,6 +74,6 @@ class TrainingFaces:
     def substitutes(self, row: int) -> np.ndarray:
         """The other images of an image's identity, int64, in the order in which to try them: from the next one on."""
         index = self.index
-        identity = np.searchsorted(index.names, self.faces.label(row))
+        identity = bisect_left(range(index.identities), self.faces.label(row), key=lambda i: index.names[i].as_py())
         own = index.images[index.offsets[identity] : index.offsets[identity + 1]]
         return np.roll(own, -np.searchsorted(own, row))[1:]

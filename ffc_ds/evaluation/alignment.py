@@ -6,7 +6,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from ffc_ds.data.decoding import CorruptImage
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
+from ffc_ds.data.decoding import decode_whole, read_image_file
 
 SIZE = 112
 # Where the eyes, the tip of the nose and the corners of the mouth belong, pixels of a 112 x 112 image.
@@ -29,7 +30,7 @@ def similarity(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def align(image: Image.Image, landmarks: np.ndarray) -> Image.Image:
-    """The 112 x 112 RGB face of an image, black where the image ends. landmarks: float [5, 2].
+    """The 112 x 112 face of an RGB image, black where the image ends. landmarks: float [5, 2].
 
     Bilinear, as the field does it, but for Pillow's rounding, which is down.
     """
@@ -39,17 +40,18 @@ def align(image: Image.Image, landmarks: np.ndarray) -> Image.Image:
     shift += half - turn * half
     coefficients = (turn.real, -turn.imag, shift.real, turn.imag, turn.real, shift.imag)
     size = (SIZE, SIZE)
-    return image.convert("RGB").transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    return image.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
 
 
 class AlignedImages:
-    """Faces of loosely cropped image files, aligned when they are read, as `data.loading.Faces` are.
+    """Faces of loosely cropped image files, aligned when they are read, as `data.faces.Faces` are.
 
-    folder: holds the files. names: of the files. landmarks: float [n, 5, 2], pixels of each file.
+    folder: holds the files. names: of the files. landmarks: float [n, 5, 2], pixels of each file, upright as its EXIF
+    says. max_megapixels: larger images are refused.
     """
 
-    def __init__(self, folder: str, names: np.ndarray, landmarks: np.ndarray):
-        self.name, self.names, self.landmarks = folder, names, landmarks
+    def __init__(self, folder: str, names: np.ndarray, landmarks: np.ndarray, max_megapixels: float = MAX_MEGAPIXELS):
+        self.name, self.names, self.landmarks, self.max_megapixels = folder, names, landmarks, max_megapixels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,9 +63,10 @@ class AlignedImages:
     def _aligned(self, row: int) -> bytes:
         path, data = os.path.join(self.name, self.names[row]), io.BytesIO()
         try:
-            with Image.open(path) as image:
-                align(image, self.landmarks[row]).save(data, "BMP")
-        # Hostile bytes make Pillow's readers raise almost anything.
-        except Exception as error:
-            raise CorruptImage(f"{path}: not a readable image ({error})") from error
+            image = Image.fromarray(decode_whole(read_image_file(path), self.max_megapixels))
+        except CorruptImage as error:
+            raise CorruptImage(f"{path}: {error}") from None
+        except OSError as error:
+            raise CorruptImage(f"{path}: not readable ({error.strerror})") from error
+        align(image, self.landmarks[row]).save(data, "BMP")
         return data.getvalue()

@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
+from ffc_ds.data.file_kind import file_kind
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.alignment import AlignedImages
 from ffc_ds.evaluation.templates import Templates
 
 POINTS = [f"{axis}{i}" for i in range(1, 6) for axis in "xy"]
 IMAGES, POINTS_FILE, PAIRS_FILE = "_face_tid_mid.txt", "_name_5pts_score.txt", "_template_pair_label.txt"
-GALLERIES, PROBES = {"G1": "_1N_gallery_G1.csv", "G2": "_1N_gallery_G2.csv"}, "_1N_probe_mixed.csv"
+GALLERIES, PROBES = (("G1", "G2"), ("S1", "S2")), "_1N_probe_mixed.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,9 @@ class IJB:
     probes: SubjectTemplates | None
 
 
-def read_ijb(folder: str, detector_score: bool = True, feature_norm: bool = True) -> IJB:
+def read_ijb(
+    folder: str, detector_score: bool = True, feature_norm: bool = True, max_megapixels: float = MAX_MEGAPIXELS
+) -> IJB:
     """Read the folder that holds `loose_crop` (images) and `meta` with, named by the set (`ijbb` or `ijbc`),
 
         ijbc_face_tid_mid.txt              image, template, media
@@ -48,9 +52,9 @@ def read_ijb(folder: str, detector_score: bool = True, feature_norm: bool = True
         ijbc_1N_gallery_G1.csv, _G2.csv    template, subject, ... below a heading       (for 1:N)
         ijbc_1N_probe_mixed.csv            likewise
 
-    A template is the sum over its media of the mean over the images of each medium, of features that are weighted by
-    the score of the detector if `detector_score`, and scaled to length 1 unless `feature_norm`. A pair takes 9 bytes;
-    images stay where they are.
+    IJB-B calls its galleries ijbb_1N_gallery_S1.csv and _S2.csv. A template is the sum over its media of the mean over
+    the images of each medium, of features that are weighted by the score of the detector if `detector_score`, and
+    scaled to length 1 unless `feature_norm`. A pair takes 9 bytes; images stay where they are.
 
     Raises UserError, with file and reason, where these files are missing, malformed or contradict each other.
     """
@@ -70,7 +74,7 @@ def read_ijb(folder: str, detector_score: bool = True, feature_norm: bool = True
 
     ids, group = np.unique(listed["template"], return_inverse=True)
     weight = _media_weight(group, listed["media"]) * (score if detector_score else 1)
-    images = AlignedImages(str(crops), listed["image"], landmarks)
+    images = AlignedImages(str(crops), listed["image"], landmarks, max_megapixels)
     left = right = same = None
     if (meta / f"{prefix}{PAIRS_FILE}").exists():
         left, right, same = _read_pairs(meta / f"{prefix}{PAIRS_FILE}", ids)
@@ -95,23 +99,29 @@ def _prefix(meta: Path) -> str:
 def _read(path: Path, columns: dict[str, pa.DataType], heading: bool = False) -> dict[str, np.ndarray]:
     """Columns of a table without missing values: all of a .txt, or the first ones of a .csv with a heading."""
     try:
-        with path.open() as file:
-            first = file.readline().strip().split(",")
-        names = first[: len(columns)] if heading else list(columns)
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline().strip()
+        separator = "," if heading else "\t" if "\t" in first else " "
+        names = first.split(",")[: len(columns)] if heading else list(columns)
         kinds = dict(zip(names, columns.values(), strict=True))
         table = csv.read_csv(
             path,
             csv.ReadOptions(column_names=None if heading else names),
-            csv.ParseOptions(delimiter="," if heading else " ", quote_char=False),
+            csv.ParseOptions(delimiter=separator, quote_char=False),
             csv.ConvertOptions(column_types=kinds, include_columns=names, null_values=[], strings_can_be_null=False),
         )
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or _other_kind(path) or str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be used ({reason}): each line must hold {', '.join(columns)}") from None
     return {
         column: table[name].to_numpy() if kinds[name] != pa.string() else np.array(table[name].to_pylist(), dtype=str)
         for column, name in zip(columns, names, strict=True)
     }
+
+
+def _other_kind(path: Path) -> str | None:
+    kind = file_kind(path)
+    return None if kind in ("a text", "empty", None) else f"it is {kind}"
 
 
 def _places(known: np.ndarray, wanted: np.ndarray, complaint: str) -> np.ndarray:
@@ -160,7 +170,8 @@ def _read_pairs(path: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 def _read_search(
     meta: Path, prefix: str, ids: np.ndarray
 ) -> tuple[dict[str, SubjectTemplates], SubjectTemplates | None]:
-    paths = {name: meta / f"{prefix}{ending}" for name, ending in (GALLERIES | {"probes": PROBES}).items()}
+    names = max(GALLERIES, key=lambda pair: sum(_gallery(meta, prefix, name).exists() for name in pair))
+    paths = {name: _gallery(meta, prefix, name) for name in names} | {"probes": meta / f"{prefix}{PROBES}"}
     missing = [path.name for path in paths.values() if not path.exists()]
     if len(missing) == len(paths):
         return {}, None
@@ -170,6 +181,10 @@ def _read_search(
         )
     read = {name: _read_subjects(path, ids) for name, path in paths.items()}
     return read, read.pop("probes")
+
+
+def _gallery(meta: Path, prefix: str, name: str) -> Path:
+    return meta / f"{prefix}_1N_gallery_{name}.csv"
 
 
 def _read_subjects(path: Path, ids: np.ndarray) -> SubjectTemplates:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ffc_ds.data.image_folder.people import by_folder
+from ffc_ds.data.image_folder.walk import Walk, say_once, walk
+from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class ImageFiles:
-    """Images given by their paths, read as `data.loading.Faces` are. `name` is for messages."""
+    """Images given by their paths, read as `data.faces.Faces` are. `name` is for messages."""
 
     def __init__(self, paths: Sequence[str], name: str):
         self.paths, self.name = paths, name
@@ -33,8 +36,45 @@ class ImageFiles:
 
 def images_below(folder: str | os.PathLike) -> list[str]:
     """Paths of all images in a folder and the folders in it, in an order that is the same everywhere."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        found += [os.path.join(place, file) for file in sorted(files) if file.lower().endswith(SUFFIXES)]
+    return [os.path.join(folder, path) for path in walk(folder).images]
+
+
+def read_probes(folder: str) -> tuple[ImageFiles, np.ndarray]:
+    """Images FOLDER/PERSON/**/IMAGE of the people who have two or more, and the person (int64) of each image.
+
+    All are one person's where they lie in the folder itself. Raises UserError if nobody has two.
+    """
+    found = _some(folder)
+    people = by_folder(found.images, 0)
+    if len(people) > 1:
+        for path in people.pop("", []):
+            found.left_out["in no person's folder"].append(path)
+    for path in [paths[0] for paths in people.values() if len(paths) == 1]:
+        found.left_out["a person's only image"].append(path)
+    known = [paths for paths in people.values() if len(paths) > 1]
+    if not known:
+        raise UserError(
+            f"nobody in {folder} has two images: it must hold a folder of some for each person; {found.left_out}"
+        )
+    images = ImageFiles([os.path.join(folder, path) for paths in known for path in paths], folder)
+    _say(found, f"{len(known):,} people, {len(images):,} images")
+    return images, np.repeat(np.arange(len(known)), [len(paths) for paths in known])
+
+
+def read_distractors(folder: str) -> ImageFiles:
+    """All images in a folder and the folders in it. Raises UserError if there are none."""
+    found = _some(folder)
+    _say(found, f"{len(found.images):,} images")
+    return ImageFiles([os.path.join(folder, path) for path in found.images], folder)
+
+
+def _some(folder: str) -> Walk:
+    found = walk(folder)
+    if not found.images:
+        raise UserError(f"there are no images in {folder}: check the path; {found.left_out}")
     return found
+
+
+def _say(found: Walk, what: str) -> None:
+    if found.left_out:
+        say_once(f"{printable(found.root)}: {what}; {found.left_out}")

@@ -1,118 +1,83 @@
-"""Lists of pairs in text files, in the forms of LFW's `pairs.txt` and YTF's `splits.txt`, with their images."""
+"""Pairs of images or videos to verify, from every file that the field has them in."""
 
 import os
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ffc_ds.errors import UserError
-from ffc_ds.evaluation.image_files import SUFFIXES, ImageFiles, images_below
+from ffc_ds.evaluation.cfp import read_cfp
+from ffc_ds.evaluation.image_files import ImageFiles
+from ffc_ds.evaluation.list_forms import Image, Listed, read_list
+from ffc_ds.evaluation.list_images import ListImages
 from ffc_ds.evaluation.templates import Templates
-from ffc_ds.evaluation.verifier import Pairs
+from ffc_ds.evaluation.verification import FOLDS
+from ffc_ds.evaluation.verifier import Pairs, check_verifiable
 
-FOLDS = 10
+NAMED = 5  # missing images
 
 
 @dataclass(frozen=True, eq=False)
 class TemplatePairs:
-    """Pairs of templates (int64 [n], their numbers) with their truth (bool [n])."""
+    """Pairs of templates (int64 [n], their numbers) with their truth (bool [n]); folds as `verify_pairs` takes them."""
 
     templates: Templates
     left: np.ndarray
     right: np.ndarray
     same: np.ndarray
-    folds: int = FOLDS
+    folds: int | np.ndarray = FOLDS
 
 
 def read_pairs(path: str, folder: str | None = None) -> TemplatePairs:
-    """The pairs of an InsightFace `.bin`, or of a list in a text file whose images are in `folder`, or beside the list.
+    """The pairs of an InsightFace `.bin`, a list, or CFP's protocol, whose images are in `folder`, or beside it.
 
-    Each line of a list is a pair; `name i` is image i of a person, as name/name_000i.jpg, name_000i.jpg or name/i.jpg,
-    or the folder name/i, a video whose frames count together. Other formats than JPEG will do.
+    A list has one of `list_forms.FORMS`, and images are found as `ListImages` finds them; a folder of frames, a video,
+    counts as one. Folds are those that the list names or counts, or ten in its order. Of Kaggle's matchpairsX.csv and
+    mismatchpairsX.csv either stands for both. CFP's protocol is given as the folder Protocol/Split/FP or FF.
 
-        name i j               the same person
-        name i other j         different people
-        first second 0|1       images or folders, and whether they are of one person
-        split, first, second, 0|1
-
-    A first line of one or two numbers says how many lines of each kind follow (in each fold: "10 300"). Folds are ten,
-    or what that line says, of equal size, in the order of the list.
-
-    Raises UserError for a line that is none of these, an image that is missing, and pairs that cannot be verified.
+    Raises UserError for a file that is none of these, images that are missing, and pairs that cannot be verified.
     """
-    if path.endswith(".bin"):
+    if path.lower().endswith((".bin", ".pkl", ".pickle")):
         pairs = Pairs.from_bin(path)
         templates = Templates.means(pairs.images, np.arange(len(pairs.rows)))
-        return _checked(TemplatePairs(templates, pairs.left, pairs.right, pairs.same))
-    try:
-        lines = [line.replace(",", " ").split() for line in Path(path).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list of pairs {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    folder = os.path.dirname(path) if folder is None else folder
-    folds, expected, start = _heading(lines)
-    numbered = [(number, fields) for number, fields in enumerate(lines[start:], start + 1) if fields]
-    if expected not in (None, len(numbered)):
-        raise UserError(f"{path} announces {expected} pairs and holds {len(numbered)}: get or write the list again")
-
-    numbers, sides, same = {}, [], []
-    for number, fields in numbered:
-        pair = _pair(fields)
-        if pair is None:
-            raise UserError(f"line {number} of {path} is no pair: {' '.join(fields)[:80]!r}. Expected is `name i j`")
-        sides += [numbers.setdefault(image, len(numbers)) for image in pair[:2]]
-        same.append(pair[2])
-    files = [_files(Path(folder), image, path) for image in numbers]
+        return TemplatePairs(templates, pairs.left, pairs.right, pairs.same)
+    if os.path.isdir(path):
+        listed, beside = read_cfp(path)
+    else:
+        listed, beside = _halves(path), os.path.dirname(path)
+    images, numbers = [*listed.first, *listed.second], {}
+    left, right = np.array([numbers.setdefault(image, len(numbers)) for image in images], np.int64).reshape(2, -1)
+    files = _found(list(numbers), beside if folder is None else folder, path)
     group = np.repeat(np.arange(len(files)), [len(each) for each in files])
-    images = ImageFiles([file for each in files for file in each], path)
-    left, right = np.array(sides, dtype=np.int64).reshape(-1, 2).T
-    return _checked(TemplatePairs(Templates.means(images, group), left, right, np.array(same, bool), folds))
+    templates = Templates.means(ImageFiles([file for each in files for file in each], path), group)
+    same, folds = np.array(listed.same, bool), listed.folds
+    check_verifiable(path, same, folds if isinstance(folds, int) else len(set(folds)))
+    return TemplatePairs(templates, left, right, same, folds if isinstance(folds, int) else np.array(folds))
 
 
-def _heading(lines: list[list[str]]) -> tuple[int, int | None, int]:
-    """Folds, the number of pairs where it is announced, and the line where pairs begin."""
-    first = lines[0] if lines else []
-    if 1 <= len(first) <= 2 and all(field.isdecimal() for field in first):
-        numbers = [int(field) for field in first]
-        return (numbers[0] if len(numbers) == 2 else FOLDS), 2 * int(np.prod(numbers)), 1
-    return FOLDS, None, int(bool(first) and first[0].lower().startswith(("#", "split")))
+def _halves(path: str) -> Listed:
+    """A list, with its other half if it is one of two for either kind of pairs."""
+    folder, name = os.path.split(path)
+    half = re.fullmatch(r"(?:mis)?match(pairs.*)", name)
+    if half is None:
+        return read_list(path)
+    listed, others = (read_list(os.path.join(folder, f"{kind}{half[1]}")) for kind in ("match", "mismatch"))
+    return Listed(listed.first + others.first, listed.second + others.second, listed.same + others.same)
 
 
-def _pair(fields: list[str]) -> tuple[tuple, tuple, bool] | None:
-    """Two images, as (name, number) or (path,), and whether they are of the same person."""
-    match fields:
-        case [name, i, j] if i.isdecimal() and j.isdecimal():
-            return (name, int(i)), (name, int(j)), True
-        case [name, i, other, j] if i.isdecimal() and j.isdecimal():
-            return (name, int(i)), (other, int(j)), False
-        case [first, second, "0" | "1" as same] | [_, first, second, "0" | "1" as same]:
-            return (first,), (second,), same == "1"
-    return None
-
-
-def _files(folder: Path, image: tuple, path: str) -> list[str]:
-    """The file of an image, or the files of a video's frames."""
-    match image:
-        case (name, number):
-            places = [f"{name}/{name}_{number:04d}", f"{name}_{number:04d}", f"{name}/{number}"]
-        case _:
-            places = image
-    for place in places:
-        for candidate in (str(folder / place) + suffix for suffix in ("", *SUFFIXES)):
-            if os.path.isfile(candidate):
-                return [candidate]
-        if os.path.isdir(folder / place) and (frames := images_below(folder / place)):
-            return frames
-    raise UserError(
-        f"{path} names {' '.join(map(str, image))}, but {folder} has no {places[0]}.jpg, nor another image or folder "
-        "of that name: give the folder of the images by --images"
-    )
-
-
-def _checked(pairs: TemplatePairs) -> TemplatePairs:
-    same, folds, name = pairs.same, pairs.folds, pairs.templates.images.name
-    if not 2 <= folds <= len(same):
-        raise UserError(f"{name} holds {len(same)} pairs, from which {folds} folds cannot be made")
-    if same.all() or not same.any():
-        raise UserError(f"{name} needs pairs of both kinds, but all of its pairs are of one kind")
-    return pairs
+def _found(images: list[Image], folder: str, path: str) -> list[list[str]]:
+    """The files of each image. Raises UserError if any have none."""
+    folder = folder or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder of images {folder} for {path}: give it by --images")
+    places = ListImages(folder)
+    files = [places.find(image) for image in images]
+    missing = [" ".join(map(str, image)) for image, found in zip(images, files, strict=True) if not found]
+    if missing:
+        raise UserError(
+            f"{path} names {len(missing):,} of {len(images):,} images that are not in {folder}: "
+            f"{', '.join(missing[:NAMED])}{', ...' if len(missing) > NAMED else ''}. Give the folder of the images by "
+            f"--images; image i of a person may be name/name_i, name/i or name_i, with zeros before i and any ending"
+        )
+    return files

@@ -55,4 +55,6 @@ def _cells(numbers: dict) -> dict[str, str]:
 def _text(number: float | None) -> str:
     if number is None:
         return "not resolvable"
-    return f"{number:,}" if isinstance(number, int) else f"{number:.4f}"
+    if isinstance(number, int):
+        return f"{number:,}"
+    return f"{number:.4f}" if number == 0 or abs(number) >= 5e-5 else f"{number:.1e}"

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.distributed import first_rank_first, rank, together
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.ijb import read_ijb
-from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from ffc_ds.evaluation.image_files import read_distractors, read_probes
+from ffc_ds.evaluation.noises import leave_out_noises
 from ffc_ds.evaluation.pair_lists import read_pairs
 from ffc_ds.evaluation.protocols import Result, evaluate_ijb, identify_among, verify_sets
 from ffc_ds.evaluation.results import write_results
@@ -30,7 +31,7 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
     device = _device()
     protocols = together(lambda: _open(config))
     model = first_rank_first(lambda: load_model(config.model)).to(device)
-    embedder = Embedder(model, device, config.batch_size, config.flip, progress=True)
+    embedder = Embedder(model, device, config.batch_size, config.flip, True, config.max_megapixels)
     if rank() != 0:
         return _results(protocols, embedder)
     with written_aside(Path(config.output_dir)) as folder:
@@ -52,35 +53,24 @@ def _open(config: EvaluationConfig) -> list[Callable[[Embedder], Result | list[R
     """The protocols, with all that they need but the embedder."""
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be 1 or more.")
+    check_max_megapixels(config.max_megapixels)
     if (config.probes is None) != (config.distractors is None):
         raise UserError("identification takes both: give --probes and --distractors, or neither")
     protocols = [partial(verify_sets, pairs=read_pairs(path, config.images)) for path in config.pairs]
     for folder in config.ijb:
-        protocols.append(partial(evaluate_ijb, ijb=read_ijb(folder, config.detector_score, config.feature_norm)))
+        ijb = read_ijb(folder, config.detector_score, config.feature_norm, config.max_megapixels)
+        protocols.append(partial(evaluate_ijb, ijb=ijb))
     if config.probes is not None:
         probes, subjects = read_probes(config.probes)
-        distractors = _image_folder(config.distractors)
+        distractors = read_distractors(config.distractors)
+        if config.noises:
+            probes, subjects, distractors = leave_out_noises(config.noises, probes, subjects, distractors)
         protocols.append(partial(identify_among, probes=probes, subjects=subjects, distractors=distractors))
+    elif config.noises:
+        raise UserError("--noises are left out of --probes and --distractors: give these as well")
     if not protocols:
         raise UserError("there is nothing to evaluate on: give --pairs, --ijb, or --probes and --distractors")
     return protocols
-
-
-def read_probes(folder: str) -> tuple[ImageFiles, np.ndarray]:
-    """Images of the people who have two or more in the folder of their name, and the person (int64) of each image."""
-    images = _image_folder(folder)
-    _, subjects, counts = np.unique([os.path.dirname(p) for p in images.paths], return_inverse=True, return_counts=True)
-    used = counts[subjects] >= 2
-    if not used.any():
-        raise UserError(f"nobody in {folder} has two images: it must hold a folder for each person with some in it")
-    return ImageFiles([images.paths[row] for row in np.flatnonzero(used)], images.name), subjects[used]
-
-
-def _image_folder(folder: str) -> ImageFiles:
-    paths = images_below(folder)
-    if not paths:
-        raise UserError(f"there are no images in {folder}: check the path")
-    return ImageFiles(paths, folder)
 
 
 def _results(protocols: list[Callable], embedder: Embedder) -> list[Result]:

@@ -1,10 +1,12 @@
 """1:N identification: who in a gallery is it, and is it anyone there (open set)?"""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ffc_ds.evaluation.scores import accept_rates, histogram
+from ffc_ds.evaluation.scores import LargestScores, accept_rates, errors_allowed, histogram
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-3, 1e-2, 1e-1)
@@ -34,28 +36,62 @@ def search(
     """Search for each probe (unit, float32 [n, D]; its subject, int [n]) in a gallery (likewise, [m, D] and [m]).
 
     A subject with several entries is found by the best of them; who ties with the mate counts as before it. This is the
-    protocol of IJB, in which each gallery is searched alone; InsightFace's script joins IJB-C's two galleries, so that
-    every search is mated.
+    protocol of IJB, in which each gallery is searched alone.
     """
     mate = np.full(len(probes), -np.inf, dtype=np.float32)
     ahead = np.zeros(len(probes), dtype=np.int64)
     best = np.empty(len(probes), dtype=np.float32)
-    step = max(1, BLOCK // len(gallery))
-    for start in range(0, len(probes), step):
-        block = slice(start, start + step)
-        scores = probes[block] @ gallery.T
-        is_mate = probe_subjects[block, None] == gallery_subjects
-        mate[block] = np.where(is_mate, scores, -np.inf).max(1)
-        others = np.where(is_mate, -np.inf, scores)
-        ahead[block] = (others >= mate[block, None]).sum(1)
+    for block, mates, others in _compared(probes, probe_subjects, gallery, gallery_subjects):
+        mate[block] = mates
+        ahead[block] = (others >= mates[:, None]).sum(1)
         best[block] = others.max(1)
     mated = np.isfinite(mate)
     strangers = np.sort(best[~mated])[::-1]
     found_first = np.where(ahead == 0, mate, -np.inf)[mated]
     return SearchResult(
-        rank={str(k): float(np.mean(ahead[mated] < k)) if mated.any() else None for k in RANKS},
+        rank=_ranks(ahead[mated]),
         tpir_at_fpir=accept_rates(found_first, strangers, len(strangers), FPIRS),
         mated=int(mated.sum()),
         non_mated=len(strangers),
         histogram={"mates": histogram(mate[mated]), "best of non-mated searches": histogram(strangers)},
     )
+
+
+def search_joined(
+    probes: np.ndarray, probe_subjects: np.ndarray, gallery: np.ndarray, gallery_subjects: np.ndarray
+) -> SearchResult:
+    """The figures of InsightFace's `ijb_1n.py`, for which the galleries are joined into one and every search is mated.
+
+    Arguments as of `search`; searches without a mate are left out. At an FPIR mates count, whatever their rank, above
+    the threshold that so many scores of others, of all searches, reach as that share of the searches is, rounded up.
+    """
+    known = np.isin(probe_subjects, gallery_subjects)
+    probes, probe_subjects = probes[known], probe_subjects[known]
+    mate, ahead = np.empty(len(probes), dtype=np.float32), np.empty(len(probes), dtype=np.int64)
+    largest, counts = LargestScores(math.ceil(max(FPIRS) * len(probes))), histogram(np.empty(0))
+    for block, mates, others in _compared(probes, probe_subjects, gallery, gallery_subjects):
+        mate[block] = mates
+        ahead[block] = (others >= mates[:, None]).sum(1)
+        largest.add(others)
+        counts += histogram(others[np.isfinite(others)])
+    top, tpir = largest.descending(), {}
+    for rate in FPIRS:
+        resolved = errors_allowed(rate, len(probes)) is not None
+        tpir[f"{rate:g}"] = float(np.mean(mate > top[math.ceil(rate * len(probes)) - 1])) if resolved else None
+    return SearchResult(_ranks(ahead), tpir, len(probes), 0, {"mates": histogram(mate), "others": counts})
+
+
+def _compared(
+    probes: np.ndarray, probe_subjects: np.ndarray, gallery: np.ndarray, gallery_subjects: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Blocks of probes, the best score of the mate of each, and the scores of all others; -inf where there is none."""
+    step = max(1, BLOCK // len(gallery))
+    for start in range(0, len(probes), step):
+        block = slice(start, start + step)
+        scores = probes[block] @ gallery.T
+        is_mate = probe_subjects[block, None] == gallery_subjects
+        yield block, np.where(is_mate, scores, -np.inf).max(1), np.where(is_mate, -np.inf, scores)
+
+
+def _ranks(ahead: np.ndarray) -> dict[str, float | None]:
+    return {str(k): float(np.mean(ahead < k)) if len(ahead) else None for k in RANKS}

@@ -1,31 +1,38 @@
 """The settings of an evaluation, and how they are read from the command line."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import docstring_parser
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ffc_ds.errors import shared
+from ffc_ds.config.command_line import make_parser, refusals
+from ffc_ds.config.paths import PathName, expand_paths
+from ffc_ds.config.values import check_each
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
+from ffc_ds.errors import UserError
+
+LISTS = ("pairs", "ijb", "noises")
 
 
 @dataclass
 class EvaluationConfig:
     """What to evaluate, and on what."""
 
-    model: str
+    model: PathName
     """Folder of a backbone (RUN_DIR/model, or RUN_DIR), or its name on the hub."""
-    output_dir: str
+    output_dir: PathName
     """Folder to write: results.json, table.md, roc.png, histogram.png, errors.png. It must not exist."""
-    pairs: list[str] = field(default_factory=list)
-    """Pair sets: InsightFace .bin files, and lists such as LFW's pairs.txt (videos: YTF's splits.txt)."""
-    images: str | None = None
+    pairs: list[PathName] = field(default_factory=list)
+    """Pair sets: InsightFace .bin files, lists such as LFW's pairs.txt (videos: YTF's splits.txt), CFP's Split/FP."""
+    images: PathName | None = None
     """Folder with the images of the lists of pairs; by default the one each list is in."""
-    ijb: list[str] = field(default_factory=list)
+    ijb: list[PathName] = field(default_factory=list)
     """Folders of IJB-B or IJB-C, each with loose_crop and meta."""
-    probes: str | None = None
+    probes: PathName | None = None
     """MegaFace-style identification: folder with a folder of images for each person."""
-    distractors: str | None = None
+    distractors: PathName | None = None
     """The images of others that the probes' mates must be told from, in a folder with any folders inside."""
+    noises: list[PathName] = field(default_factory=list)
+    """Lists of images to leave out of both, such as InsightFace's facescrub_noises.txt and megaface_noises.txt."""
     flip: bool = True
     """Add the features of an image and of its mirror image."""
     detector_score: bool = True
@@ -34,19 +41,29 @@ class EvaluationConfig:
     """IJB: weight images by the length of their features as well, as InsightFace does by default."""
     batch_size: int = 64
     """Images per rank and forward."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """An image whose header announces more is refused before it is decoded; at most 178."""
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:
-    """Settings from `--name value`, of which `pairs` and `ijb` take several values. Raises UserError (shared)."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, description="Evaluate a backbone by the field's protocols.")
-    parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
-    parser.add_class_arguments(EvaluationConfig, skip={"pairs", "ijb"})
-    about = {field.arg_name: field.description for field in docstring_parser.parse_from_object(EvaluationConfig).params}
-    for name in ("pairs", "ijb"):
-        parser.add_argument(f"--{name}", nargs="+", type=str, default=[], help=about[name])
+    """Settings from `--name value`, of which LISTS take several values. Raises UserError (shared)."""
     try:
+        return _parse(arguments)
+    except UserError as error:
+        error.shared = True
+        raise
+
+
+def _parse(arguments: list[str]) -> EvaluationConfig:
+    parser = make_parser("Evaluate a backbone by the field's protocols.")
+    parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
+    parser.add_class_arguments(EvaluationConfig, skip=set(LISTS))
+    about = {field.arg_name: field.description for field in docstring_parser.parse_from_object(EvaluationConfig).params}
+    for name in LISTS:
+        parser.add_argument(f"--{name}", nargs="+", type=str, default=[], help=about[name])
+    with refusals("The settings cannot be used"):
         settings = parser.parse_args(arguments).as_dict()
-    except ArgumentError as error:
-        raise shared(f"The settings cannot be used: {error} (--help shows all settings)") from None
-    return EvaluationConfig(**{key: value for key, value in settings.items() if key != "local_rank"})
+    config = EvaluationConfig(**{key: value for key, value in settings.items() if key != "local_rank"})
+    check_each(asdict(config))
+    expand_paths(config)
+    return config

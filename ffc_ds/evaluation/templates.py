@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ffc_ds.data.decoding import CorruptImage, decode
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
+from ffc_ds.data.decoding import decode
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import shared
@@ -21,7 +22,7 @@ CHUNK = 1 << 14  # images whose features are in memory at once: 32 MiB at 512 di
 class Templates:
     """Sets of images that stand for one face each: a picture alone, the frames of a video, a template of IJB.
 
-    images: `data.loading.Faces`, or anything that reads like it.
+    images: `data.faces.Faces`, or anything that reads like it.
     group: int64 [images], the template (0 to count - 1) of each image; every template has one or more.
     weight: float64 [images], of each image's feature in the sum over its template.
     unit: features are scaled to length 1 before they are added; otherwise their length weighs them too.
@@ -52,7 +53,7 @@ class Embedder:
     """A net with all that it takes to embed. Every rank calls the same methods in the same order.
 
     batch_size: images per rank and forward. flip: add the features of an image and its mirror image, as the field's
-    protocols do. progress: show a bar on rank 0.
+    protocols do. progress: show a bar on rank 0. max_megapixels: larger images are refused.
     """
 
     model: PreTrainedModel
@@ -60,6 +61,7 @@ class Embedder:
     batch_size: int = 64
     flip: bool = True
     progress: bool = False
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def chunks(self, images, unit: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Features of all `images` in order, as (first image, float32 [at most CHUNK, D]), equal on all ranks.
@@ -90,9 +92,10 @@ class Embedder:
                         mirror=self.flip,
                         unit=unit,
                         progress=counted,
+                        max_megapixels=self.max_megapixels,
                     )
                 except CorruptImage as error:
-                    raise _named(error, images, rows) from None
+                    raise self._named(error, images, rows) from None
                 features = features.cpu().numpy()
                 if not np.isfinite(features).all():
                     raise shared(f"the model's embeddings of {images.name} are not finite: it cannot be evaluated")
@@ -109,12 +112,15 @@ class Embedder:
             total.index_add_(0, torch.from_numpy(templates.group[part]), weighted)
         return F.normalize(total, dim=1).float().numpy()
 
+    def picture(self, images, row: int, size: int) -> np.ndarray:
+        """An image to look at, uint8 [size, size, 3]."""
+        return decode(images.encoded([row])[0], size, max_megapixels=self.max_megapixels)
 
-def _named(error: CorruptImage, images, rows: np.ndarray) -> CorruptImage:
-    """The error with the path of the damaged image, where it has one."""
-    for row in rows if hasattr(images, "path") else ():
-        try:
-            decode(images.encoded([row])[0], 8)
-        except CorruptImage as found:
-            return CorruptImage(f"{images.path(row)}: {found}")
-    return error
+    def _named(self, error: CorruptImage, images, rows: np.ndarray) -> CorruptImage:
+        """The error with the path of the damaged image, where it has one."""
+        for row in rows if hasattr(images, "path") else ():
+            try:
+                self.picture(images, row, 8)
+            except CorruptImage as found:
+                return CorruptImage(f"{images.path(row)}: {found}")
+        return error

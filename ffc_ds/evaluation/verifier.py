@@ -6,15 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import world_size
 from ffc_ds.embedding import embed
+from ffc_ds.errors import UserError
+from ffc_ds.evaluation.pair_choice import make_pairs
 from ffc_ds.evaluation.pair_files import read_pair_bin
-from ffc_ds.evaluation.verification import VerificationResult, make_pairs, verify_pairs
+from ffc_ds.evaluation.verification import FOLDS, VerificationResult, verify_pairs
 
 
 class EncodedImages:
-    """Encoded images in memory, read as `data.loading.Faces` are."""
+    """Encoded images in memory, read as `data.faces.Faces` are."""
 
     def __init__(self, images: list[bytes], name: str):
         self.images, self.name = images, name
@@ -42,6 +45,7 @@ class Pairs:
     def from_bin(cls, path: str) -> "Pairs":
         """Pairs of an InsightFace-style .bin; identical images are embedded once. Raises UserError."""
         images, same = read_pair_bin(path)
+        check_verifiable(path, same)
         distinct = {}
         places = np.array([distinct.setdefault(image, len(distinct)) for image in images])
         return cls(EncodedImages(list(distinct), path), path, np.arange(len(distinct)), places[::2], places[1::2], same)
@@ -49,7 +53,17 @@ class Pairs:
     @classmethod
     def from_identities(cls, faces, name: str, index: IdentityIndex, pairs: int, seed: int) -> "Pairs":
         """Pairs drawn from labelled images, half of them genuine. Raises UserError."""
-        return cls(faces, name, *make_pairs(index.offsets, index.images, pairs, seed))
+        rows, left, right, same = make_pairs(index.offsets, index.images, pairs, seed)
+        check_verifiable(name, same)
+        return cls(faces, name, rows, left, right, same)
+
+
+def check_verifiable(name: str, same: np.ndarray, folds: int = FOLDS) -> None:
+    """Raise UserError where `verify_pairs` could not judge pairs with this truth (bool [n]) in so many folds."""
+    if not 2 <= folds <= len(same):
+        raise UserError(f"{name} holds {len(same)} pairs, from which {folds} folds cannot be made")
+    if same.all() or not same.any():
+        raise UserError(f"{name} needs pairs of both kinds, but all of its pairs are of one kind")
 
 
 def verify(
@@ -60,6 +74,7 @@ def verify(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable = iter,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VerificationResult | None:
     """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
     batch_size = min(batch_size, -(-len(pairs.rows) // world_size()))
@@ -75,6 +90,7 @@ def verify(
         dtype,
         mirror=True,
         progress=progress,
+        max_megapixels=max_megapixels,
     )
     module.train(training)
     embeddings = embeddings.cpu().numpy()

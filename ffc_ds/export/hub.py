@@ -8,20 +8,19 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import ffc_ds
 from ffc_ds.errors import UserError
 from ffc_ds.export.finished_run import read_results
 from ffc_ds.export.model_card import model_card
 from ffc_ds.files import written_aside
-from ffc_ds.models import build_backbone
-from ffc_ds.models.insightface_weights import load_insightface_weights
+from ffc_ds.models.image_processor import image_processor
+from ffc_ds.models.insightface_weights import iresnet_name, load_insightface
 from ffc_ds.models.opening import load_backbone
 from ffc_ds.models.saving import save_backbone
 
 FIGURES = ("roc.png", "learning_curve.png")
-OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:models\.)?(\w+) import", re.MULTILINE)
+OUR_IMPORT = re.compile(r"^from ffc_ds\.(?:(?:models|data)\.)?(\w+) import", re.MULTILINE)
 
 
 def export_hub(
@@ -56,22 +55,33 @@ def export_hub(
         _upload(output, push, public)
 
 
-def import_insightface(weights: Path, output: Path, name: str = "iresnet50", embedding_size: int = 512) -> None:
-    """Turn a backbone.pth of InsightFace's arcface_torch into a folder that `AutoModel` opens.
+def import_insightface(
+    weights: Path, output: Path, name: str | None = None, embedding_size: int | None = None, net: str | None = None
+) -> None:
+    """Turn a backbone.pth of InsightFace's arcface_torch, or what holds one, into a folder that `AutoModel` opens.
 
-    weights: state dict of an `iresnet` for 112 x 112 pixels. output: folder to write, which must not exist. name: the
-    iresnet's. embedding_size: length of its embedding. Raises UserError where they do not fit.
+    weights: state dict of an `iresnet`, a checkpoint with one, or safetensors. output: folder to write, which must not
+    exist. name, embedding_size: the iresnet's and the length of its embedding, which the weights say and which are
+    compared if given. net: which one, by the beginning of its tensors' names, if there are several. Raises UserError
+    where they do not fit.
     """
-    if not name.startswith("iresnet"):
+    if name is not None and not name.startswith("iresnet"):
         raise UserError(f"--name {name}: InsightFace's backbone.pth holds an iresnet18, 34, 50, 100 or 200.")
-    model = build_backbone(name, embedding_size=embedding_size)
-    load_insightface_weights(model, weights)
+    model, prefix = load_insightface(weights, net)
+    found, size = iresnet_name(model), model.config.embedding_size
+    if name not in (None, found):
+        raise UserError(f"{weights} holds an {found}, not an {name}: leave --name out, or give the other file")
+    if embedding_size not in (None, size):
+        raise UserError(
+            f"{weights} makes embeddings of {size} numbers, not {embedding_size}: leave --embedding-size out"
+        )
+    print(f"{weights}: {found}, embeddings of {size} numbers" + f", its tensors called {prefix}*" * bool(prefix))
     with written_aside(output) as folder:
         write_backbone(model, folder)
 
 
 def write_backbone(model: PreTrainedModel, folder: Path) -> None:
-    """Write weights (safetensors), config, image processor and the code of the architecture."""
+    """Write weights (safetensors), config, image processor, and the code of the architecture and of the processor."""
     code = type(model).__module__.split(".")[-1]
     model.config.auto_map = {
         "AutoConfig": f"{code}.{type(model.config).__name__}",
@@ -79,19 +89,14 @@ def write_backbone(model: PreTrainedModel, folder: Path) -> None:
     }
     save_backbone(model, folder)
     image_processor(model.config.image_size).save_pretrained(folder)
-    _copy_code(code, folder)
-
-
-def image_processor(image_size: int) -> ViTImageProcessorPil:
-    """Any image to float [3, S, S], S = image_size: RGB, stretched (bilinear with antialiasing), x / 127.5 - 1."""
-    size = {"height": image_size, "width": image_size}
-    return ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    for module in (code, "image_processor"):
+        _copy_code(module, folder)
 
 
 def _copy_code(module: str, folder: Path) -> None:
-    """The source of a module of `ffc_ds.models` and of what it imports from this package, side by side in `folder`."""
-    package = Path(ffc_ds.__file__).parent
-    source = next(path for path in (package / "models" / f"{module}.py", package / f"{module}.py") if path.is_file())
+    """The source of a module of this package and of what it imports from here, side by side in `folder`."""
+    places = (Path(ffc_ds.__file__).parent / room / f"{module}.py" for room in ("models", "data", ""))
+    source = next(path for path in places if path.is_file())
     text = source.read_text()
     # transformers follows imports of the form `from .name import`, in one folder only.
     (folder / source.name).write_text(OUR_IMPORT.sub(r"from .\1 import", text))

@@ -34,14 +34,16 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 net = AutoModel.from_pretrained("{repo}", trust_remote_code=True).eval()
-processor = AutoImageProcessor.from_pretrained("{repo}")
+processor = AutoImageProcessor.from_pretrained("{repo}", trust_remote_code=True)
 with torch.no_grad():
     embeddings = net(**processor(images, return_tensors="pt")).embeddings
 cosine = torch.nn.functional.cosine_similarity(embeddings[0], embeddings[1], dim=0)
 ```
 
-`images` are RGB; the processor resizes them to {size} x {size} and maps 0 to 255 onto -1 to 1. Where `ffc_ds` is
-installed, `import ffc_ds.models` takes the place of `trust_remote_code`.
+`images` are Pillow images of any mode, paths, or RGB arrays of 0 to 255. The processor does what training did: it turns
+them upright as their EXIF says, puts what is transparent on white, scales 16 bits to 8, stretches to {size} x {size},
+and maps 0 to 255 onto -1 to 1. A JPEG much larger than that comes out a few levels off, as training shrinks it while it
+is decoded. Where `ffc_ds` is installed, `import ffc_ds.models` takes the place of `trust_remote_code`.
 
 ## Training
 
@@ -82,7 +84,7 @@ def model_card(repo: str, results: dict, figures: list[str]) -> str:
 
 def _measured(trained: dict, untrained: dict | None) -> list[tuple[str, str]]:
     if trained["accuracy"] is None:
-        return [("accuracy", "none: the embeddings are not finite")]
+        return [("accuracy", f"none: {trained['reason']}")]
     return [
         ("pairs", f"{trained['pairs']:,}"),
         ("accuracy, threshold chosen on the other folds", _percent(trained)),
@@ -92,7 +94,7 @@ def _measured(trained: dict, untrained: dict | None) -> list[tuple[str, str]]:
             for far, tar in trained["tar_at_far"].items()
         ),
         ("area under the ROC curve", f"{trained['auc']:.4f}"),
-        ("threshold, squared distance of unit embeddings", f"{trained['threshold']:.3f}"),
+        ("threshold, squared distance of unit embeddings", f"{trained['threshold']:#.4g}"),
     ]
 
 

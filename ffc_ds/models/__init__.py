@@ -1,12 +1,14 @@
-"""The backbones. Importing this package makes them known to transformers' `AutoConfig` and `AutoModel`."""
+"""The backbones. Importing this package makes them known to transformers' `AutoConfig`, `AutoModel` and
+`AutoImageProcessor`."""
 
 from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ffc_ds.errors import UserError
+from ffc_ds.models.image_processor import FaceImageProcessor
 from ffc_ds.models.iresnet import BLOCKS, IResNet, IResNetConfig
 from ffc_ds.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
 from ffc_ds.models.output import FaceEmbedding
@@ -27,6 +29,7 @@ __all__ = [
 for _model in (IResNet, MobileFaceNet, FaceViT):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
+    AutoImageProcessor.register(_model.config_class, image_processor_classes={"pil": FaceImageProcessor}, exist_ok=True)
 
 # Name of a backbone: its model class, and what the name says of its configuration.
 BACKBONES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {

@@ -65,7 +65,6 @@ def _host_memory(settings, of_head):
     return {
         "pool index, class optimizer": ranks * of_head,
         "identity index, mapped from disk": 8 * (settings.images + 2 * settings.identities + 1),
-        "labels": ranks * 8 * settings.images,
         "loader": ranks * (2 * settings.workers + 1) * batch,
     }
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-
+from ffc_ds.config.command_line import make_parser, refusals, with_underscores
 from ffc_ds.config.settings import slots_of_pool
 from ffc_ds.errors import UserError
 
@@ -83,16 +82,11 @@ class PlanSettings:
 
 def parse_settings(arguments: list[str]) -> PlanSettings:
     """Settings from `--name value`; names may be written with dashes. Raises UserError."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, description="Plan a run before there are GPUs for it.")
+    parser = make_parser("Plan a run before there are GPUs for it.")
     parser.add_class_arguments(PlanSettings, skip={"measure"})
     parser.add_argument("--measure", action="store_true", help="Measure that rate on this machine.")
-    try:
-        settings = parser.parse_args([_with_underscores(argument) for argument in arguments])
-    except ArgumentError as error:
-        raise UserError(
-            f"The plan cannot be made: {' '.join(str(error).split())} (--help shows all settings)"
-        ) from None
+    with refusals("The plan cannot be made"):
+        settings = parser.parse_args(with_underscores(arguments))
     settings = PlanSettings(**settings.as_dict())
     _check(settings)
     return settings
@@ -111,8 +105,3 @@ def _check(settings):
         raise UserError(f"--sample_rate is {settings.sample_rate}; it must be at most 1.")
     if settings.batch_size % 2:
         raise UserError(f"--batch_size is {settings.batch_size}; it must be even, half for each view.")
-
-
-def _with_underscores(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument

@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from ffc_ds.config.documents import read_json
 from ffc_ds.distributed import barrier, rank, same_everywhere, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
@@ -91,10 +92,7 @@ def set_newer_aside(folder: Path, step: int) -> list[Path]:
 def verify(path: Path, identity: dict, zero_stage: int) -> dict:
     """The run.json of a complete checkpoint that is about the same model, head and identities. Raises UserError that
     names what is missing or different."""
-    try:
-        run = json.loads((path / "run.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no complete checkpoint: run.json is missing or damaged ({error}).") from None
+    run = _read_run(path)
     for name, size in run["files"].items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise UserError(f"{path} is no complete checkpoint: {name} is missing or cut off. Choose another one.")
@@ -108,6 +106,17 @@ def verify(path: Path, identity: dict, zero_stage: int) -> dict:
             f"{path} was written under ZeRO {there[0]} by {there[1]} ranks and cannot go on under ZeRO {here[0]} with "
             f"{here[1]}: DeepSpeed's optimizer state is cut for the former. Use the same ranks and ds_config."
         )
+    return run
+
+
+def _read_run(path: Path) -> dict:
+    try:
+        run = read_json(path / "run.json")
+    except UserError as error:
+        raise UserError(f"{path} is no complete checkpoint: {error}") from None
+    kinds = {"step": int, "world_size": int, "zero_stage": int, "files": dict, "identity": dict}
+    if not isinstance(run, dict) or any(type(run.get(key)) is not kind for key, kind in kinds.items()):
+        raise UserError(f"{path} is no complete checkpoint: run.json does not say what is in it. Choose another one.")
     return run
 
 

@@ -1,22 +1,24 @@
 """All that touches DeepSpeed: the process group, the sharded backbone with its optimizer, the gallery beside it."""
 
 import copy
-import json
 import logging
 import math
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from torch import Tensor, nn
 
+from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import TIMEOUT, all_reduce, rank, together, world_size
 from ffc_ds.errors import UserError, shared
@@ -59,57 +61,37 @@ def init_distributed() -> torch.device:
     return device
 
 
+def check_deepspeed_config(config: Config) -> None:
+    """Raise UserError for what `Engine` would raise it for, as far as it shows in the ds_config. After
+    `init_distributed`, which tells DeepSpeed how many ranks there are."""
+    settings = read_deepspeed_config(config)
+    with _refusals(config.deepspeed):
+        DeepSpeedConfig(settings)
+    optimizer = settings.get("optimizer", {"type": "SGD"})["type"]
+    if optimizer.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, optimizer):
+        raise UserError(f"{config.deepspeed}: neither DeepSpeed nor torch.optim has an optimizer {optimizer}.")
+
+
 def read_deepspeed_config(config: Config) -> dict:
     """The ds_config of a run with its "auto" values filled in. Raises UserError if it is missing or contradicts."""
-    path = Path(config.deepspeed)
-    try:
-        settings = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"deepspeed: {path}: {error.strerror}. The files in ds_configs/ are a start.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"deepspeed: {path} is not JSON: {error}.") from None
+    path = config.deepspeed
+    settings = fill_ds_config(read_ds_config(path), path, config, world_size())
     if _dtype(settings) == torch.float16 and get_accelerator().device_name() == "cpu":
         # Some CPUs can, at a fiftieth of the speed.
         raise UserError(f"{path} asks for fp16, which is for GPUs: on a CPU use bf16 (bf16.json) or fp32 (zero2.json).")
-    accumulation, batch_size = config.train.accumulation, config.data.batch_size
-    ours = {
-        "train_batch_size": batch_size,
-        "train_micro_batch_size_per_gpu": batch_size // (accumulation * world_size()),
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optim.clip,
-    }
-    for key, value in ours.items():
-        if settings.setdefault(key, "auto") == "auto":
-            settings[key] = value
-        elif settings[key] != value:
-            raise UserError(f'{path}: {key} is {settings[key]}, but the run asks for {value}. Write "auto" there.')
-    _fill_optimizer(settings, config, path)
-    if left := [key for key, value in _leaves(settings) if value == "auto"]:
-        raise UserError(f'{path}: {", ".join(left)} is "auto", but there is nothing here to fill in. Give a value.')
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
     # make the host wait for the device twice a micro-batch.
     defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     return defaults | {"timers": {"throughput": {"enabled": False}}} | settings
 
 
-def _fill_optimizer(settings: dict, config: Config, path: Path) -> None:
-    if "scheduler" in settings:
-        raise UserError(f"{path}: leave out the scheduler; the settings in optim say how the learning rate goes.")
-    ours = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, "momentum": config.optim.momentum}
-    params = settings.get("optimizer", {}).get("params", {})
-    params |= {key: ours[key] for key, value in params.items() if value == "auto" and key in ours}
-    if params.get("lr", config.optim.lr) != config.optim.lr:
-        raise UserError(
-            f'{path}: the learning rate {params["lr"]} is not optim.lr {config.optim.lr}. Write "auto" there.'
-        )
-
-
-def _leaves(settings: dict, prefix: str = ""):
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """What DeepSpeed does not take is the user's to mend."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
+        raise UserError(f"DeepSpeed cannot work with {path}: {error}") from error
 
 
 class Engine:
@@ -125,12 +107,10 @@ class Engine:
         follower = None if gallery_momentum is None else copy.deepcopy(model).requires_grad_(False)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
-        try:
+        with _refusals(config.deepspeed):
             self._engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=parameters, optimizer=optimizer, config=settings
             )
-        except (ValueError, TypeError, AssertionError, DeepSpeedConfigError) as error:
-            raise UserError(f"DeepSpeed cannot work with {config.deepspeed}: {error}") from error
         self.module, self.device = self._engine.module, self._engine.device
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.

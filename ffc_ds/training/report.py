@@ -70,7 +70,7 @@ def table(results: dict, folder: Path) -> str:
 def percent(result: dict) -> str:
     """Accuracy with its deviation over the folds."""
     if result["accuracy"] is None:
-        return "the embeddings are not finite"
+        return result.get("reason", "not known")
     return f"{100 * result['accuracy']:.2f} % +- {100 * result['accuracy_std']:.2f}"
 
 

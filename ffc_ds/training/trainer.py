@@ -4,6 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate.utils import set_seed
 
@@ -12,7 +14,7 @@ from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import all_reduce, barrier, host_share, rank, to_device, together, world_size
+from ffc_ds.distributed import all_reduce, barrier, broadcast_object, host_share, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
@@ -21,7 +23,7 @@ from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint
 from ffc_ds.training.data import open_training_data
-from ffc_ds.training.engine import Engine, init_distributed
+from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.training.schedule import learning_rate
@@ -44,9 +46,11 @@ class Trainer:
         data, model = config.data, config.model
         whole = data.images_per_identity // 2 if data.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
+        together(lambda: check_deepspeed_config(config))  # before any data is read
         on_this_host = data.batch_size / self.accumulation * host_share()
         together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
         self.faces, self.index, self.pairs = open_training_data(config)
+        self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(
             lambda: Sampler(
                 self.index, data.batch_size, data.loader, data.id_share, config.seed, data.images_per_identity
@@ -118,9 +122,17 @@ class Trainer:
         return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
     def _batches(self):
-        size, workers = self.config.model.image_size, self.config.data.workers
         return make_loader(
-            self.faces, self.sampler, size, rank(), world_size(), self.accumulation, self.start, self.steps, workers
+            self.faces,
+            self.sampler,
+            self.config.model.image_size,
+            rank(),
+            world_size(),
+            self.accumulation,
+            self.start,
+            self.steps,
+            self.config.data.workers,
+            self.config.data.max_megapixels,
         )
 
     def _after_step(self, done, lr):
@@ -140,19 +152,30 @@ class Trainer:
 
     def _verify(self, done):
         """Verification of the probe net on identities it has not been trained on."""
+        if self.pairs is None:
+            self.verified[str(done)] = {"accuracy": None, "reason": "nothing is verified"}
+            return
 
         def shown(batches):
             return progress(batches, desc=f"verify at step {done}", unit="batches", leave=False, shown=rank() == 0)
 
-        size, batch_size = self.config.model.image_size, self.config.eval.batch_size
         with self.meter.paused():
             self.engine.average_buffers()
-            result = verify(self.engine.module, self.pairs, size, batch_size, self.device, self.engine.dtype, shown)
+            result = verify(
+                self.engine.module,
+                self.pairs,
+                self.config.model.image_size,
+                self.config.eval.batch_size,
+                self.device,
+                self.engine.dtype,
+                shown,
+                self.config.data.max_megapixels,
+            )
         self.last_result = result
-        found = {"accuracy": None} if result is None else result.to_dict()
+        found = {"accuracy": None, "reason": "the embeddings are not finite"} if result is None else result.to_dict()
         self.verified[str(done)] = found
         rates = {f"tar_at_far_{far}": value for far, value in found.get("tar_at_far", {}).items()}
-        flat = {key: value for key, value in found.items() if key != "tar_at_far"} | rates
+        flat = {key: value for key, value in found.items() if key not in ("tar_at_far", "reason")} | rates
         self.tracker.log({"step": done} | flat)
         self.tracker.say(f"step {done}: verification on {self.pairs.name} {percent(found)}")
 
@@ -174,6 +197,7 @@ class Trainer:
                 self.device,
                 self.engine.dtype,
                 progress=shown,
+                max_megapixels=self.config.data.max_megapixels,
             )
             self.head.prefill(identities, features)
 
@@ -196,6 +220,7 @@ class Trainer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_config(replace(self.config, resume=None), self.folder / "config.yaml")
+                pq.write_table(pa.table({"identity": self.index.names}), self.folder / "identities.parquet")
             except OSError as error:
                 raise UserError(f"output_dir {self.folder} cannot be written to: {error.strerror}.") from None
 
@@ -230,7 +255,7 @@ class Trainer:
         optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
         optim["optimizer"] = self.engine.optimizer_name  # a ds_config may bring its own
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
-        count = {"identities": self.index.identities, "images": len(self.index.images)}
+        count = {"identities": self.index.identities, "images": len(self.index.images), "people": self.people}
         return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}
 
     def _finish(self) -> dict:

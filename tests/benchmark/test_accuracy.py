@@ -58,11 +58,18 @@ def test_a_run_that_fails_says_why(recipe, tmp_path):
     assert not list((tmp_path / "results" / "tiny").glob("*.json"))
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "every: {}", "every: {}\nexperiments: {a: {cells: {}}}", "every: {: :"])
+@pytest.mark.parametrize("text", ["[1, 2]", "every: {}", "every: {}\nexperiments: {a: {cells: {}}}", "every:"])
 def test_a_recipe_of_another_form_is_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match="is no recipe of a comparison"):
+        read_recipe(path)
+
+
+def test_a_recipe_that_is_no_yaml_is_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("every: {: :")
+    with pytest.raises(UserError, match=r"bad.yaml is not YAML that can be used: .* \(line 1"):
         read_recipe(path)
 
 

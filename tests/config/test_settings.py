@@ -1,3 +1,7 @@
+import contextlib
+import os
+import sys
+
 import pytest
 import yaml
 
@@ -57,6 +61,35 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
         (("--head.prefill", "2"), ["head.prefill", "between 0 and 1"]),
         (("--head.margin", "cosface"), ["head.margin", "'am'"]),
         (("--config", "nowhere.yaml"), ["nowhere.yaml", "No such file"]),
+        (("--config",), ["--config names no file"]),
+        (("--config=",), ["--config names no file"]),
+        (("--data.batch_size=",), ["data.batch_size is empty", "whole number"]),
+        (("--data.batch_size",), ["data.batch_size", "expected one argument"]),
+        (("--data.batch_size", "1.5"), ["data.batch_size is 1.5", "whole number"]),
+        (("--data.batch_size", "true"), ["data.batch_size is true", "whole number"]),
+        (("--data.batch_size", "9" * 30), ["data.batch_size", "below 2^32"]),
+        (("--optim.lr", "null"), ["optim.lr is null", "a number"]),
+        (("--optim.lr", "nan"), ["optim.lr is nan", "a number"]),
+        (("--optim.lr", ".nan"), ["optim.lr is nan", "finite"]),
+        (("--optim.lr", "1e999"), ["optim.lr is inf", "finite"]),
+        (("--optim.milestones", "3"), ["optim.milestones is 3", "a list"]),
+        (("--optim.milestones", "[0.1, .nan]"), ["optim.milestones is nan", "finite"]),
+        (("--train.steps", "many"), ["train.steps is many", "a whole number or null"]),
+        (("--head.combined", "[1, a, 0]"), ["head.combined is a", "a number"]),
+        (("--eval.bin=",), ["eval.bin is empty"]),
+        (("--output_dir", ""), ["output_dir is empty"]),
+        (("--data.train", "[a/b, ${HOME}/c]"), ["data.train", "no list", "in quotes"]),
+        (("--data", "{batch_size: 96, batch_size: 48}"), ["--data", "batch_size is there twice"]),
+        (("--data", "nowhere.yaml"), ["nowhere.yaml", "No such file"]),
+        (("--model.overrides", "{width:0.5}"), ["{width:0.5} lacks a blank", "{width: 0.5}"]),
+        (("--model.overrides", "{width=0.5}"), ["{width=0.5} lacks a blank", "{width: 0.5}"]),
+        (("--model.overrides", "{width}"), ["model.overrides.width is null"]),
+        (("--model.overrides", "0.5"), ["model.overrides is 0.5", "a mapping, such as {width: 0.5}"]),
+        (("--model.overrides", "{width: .nan}"), ["model.overrides.width is nan", "finite"]),
+        (("--model.overrides", "{1: 2}"), ["model.overrides", "1 is no name"]),
+        (("--model.overrides", "{image_size: 64}"), ["would be overruled", "model.image_size"]),
+        (("--model.overridesx", "{width: 0.5}"), ["model.overridesx", "Did you mean model.overrides?"]),
+        (("--deepspeed", "nowhere.json"), ["deepspeed: nowhere.json", "No such file", "ds_configs"]),
         (("stray",), ["stray"]),
         (("--head.combined", "[0, 0.3, 0.2]"), ["head.combined", "m1 above 0"]),
         (("--head.margin_strength", "-1"), ["head.margin_strength", "not be below 0"]),
@@ -68,6 +101,75 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
 def test_values_that_cannot_be_used(arguments, mentions):
     message = refusal(*arguments)
     assert all(word in message for word in mentions), message
+
+
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("", ["no settings", "batch_size: 192"]),
+        ("3", ["no settings"]),
+        ("[data]", ["no settings"]),
+        ("data:", ["data is empty", "data: {KEY: VALUE}"]),
+        ("data: null", ["data is empty"]),
+        ("data: [1]", ["data is [1]"]),
+        ("data: os.path", ["data is 'os.path'"]),
+        ("data: {batch_size:96}", ["data.batch_size:96", "no blank after its colon"]),
+        ("data.batch_size: 4\ndata: {batch_size: 8}", ["data.batch_size is there twice"]),
+        ("optim: {lr: null}", ["optim.lr is null", "a number"]),
+        ("optim: {lr: true}", ["optim.lr is true", "a number"]),
+        ("optim: {milestones: null}", ["optim.milestones is null", "a list"]),
+        ("output_dir: 2024", ["output_dir is 2024", "text (in quotes if need be)"]),
+        ("output_dir: null", ["output_dir is null", "text"]),
+        ("output_dir: [a]", ["output_dir is ['a']", "text"]),
+        ("tracking: {name: on}", ["tracking.name is true", "text (in quotes if need be) or null"]),
+        ("data: {train: {a: b}}", ["data.train is {'a': 'b'}", "a list or text"]),
+        ("data: {train: [a, null]}", ["data.train is ['a', None]", "a list or text"]),
+        ("model: {overrides: null}", ["model.overrides is null", "a mapping"]),
+        ("model: {overrides: {width:0.5}}", ["{width:0.5} lacks a blank"]),
+        ("model: {overrides: {width: {a: 1}}}", ["model.overrides.width is {'a': 1}"]),
+        ("model.overrides.width: 0.5", ["model.overrides.width", "Did you mean model.overrides?"]),
+        ("1: 2", ["There is no setting 1"]),
+    ],
+)
+def test_a_recipe_that_cannot_be_used(tmp_path, text, mentions):
+    (tmp_path / "run.yaml").write_text(text)
+    message = refusal("--config", str(tmp_path / "run.yaml"))
+    assert all(word in message for word in mentions), message
+
+
+def test_of_two_recipes_the_later_wins(tmp_path):
+    for name, text in (("a", "{seed: 1, data: {batch_size: 12, shift: 3}}"), ("b", "data: {batch_size: 24}")):
+        (tmp_path / name).write_text(text)
+    config = parse_config([f"--config={tmp_path}/a", "--data.shift=1", "--config", f"{tmp_path}/b"])
+    assert (config.seed, config.data.batch_size, config.data.shift) == (1, 24, 1)
+
+
+def test_a_section_may_be_given_by_itself(tmp_path):
+    (tmp_path / "data.yaml").write_text("{batch_size: 12, shift: 3}")
+    for given in (f"--data={tmp_path}/data.yaml", "--data={batch_size: 12, shift: 3}"):
+        data = parse_config([given, "--data.shift", "1"]).data
+        assert (data.batch_size, data.shift) == (12, 1)
+
+
+def test_a_recipe_may_come_from_a_pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write("seed: 7")
+    assert parse_config(["--config", f"/dev/fd/{reading}"]).seed == 7
+    os.close(reading)
+
+
+def test_settings_name_no_code(tmp_path, monkeypatch):
+    (tmp_path / "odd_code.py").write_text("raise SystemExit('imported')\n\nclass Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for value in ("{class_path: odd_code.Thing}", "{width: {class_path: odd_code.Thing}}", "odd_code.Thing"):
+        for key in ("data", "data.train", "model.overrides", "head.margin", "optim.milestones", "train.steps"):
+            with contextlib.suppress(UserError):
+                parse_config([f"--{key}", value])
+            (tmp_path / "run.yaml").write_text(f"{key}: {value}")
+            with contextlib.suppress(UserError):
+                parse_config(["--config", str(tmp_path / "run.yaml")])
+    assert "odd_code" not in sys.modules
 
 
 def test_every_setting_is_explained(capsys):

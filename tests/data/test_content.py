@@ -41,3 +41,13 @@ def test_other_names_and_other_places_are_another_fingerprint(files, tmp_path):
     (tmp_path / "a").write_bytes(BYTES[::-1])
     swapped = [("a", tmp_path / "b"), ("b", tmp_path / "a"), files[2]]
     assert content_fingerprint(swapped) != content_fingerprint(files)
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 100_000, 777_777, 999_999])
+def test_any_byte_of_few_small_files_counts(tmp_path, place):
+    content = bytearray(10**6)
+    (tmp_path / "a").write_bytes(content)
+    before = content_fingerprint([("a", tmp_path / "a")])
+    content[place] = 1
+    (tmp_path / "a").write_bytes(content)
+    assert content_fingerprint([("a", tmp_path / "a")]) != before

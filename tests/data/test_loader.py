@@ -17,13 +17,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ffc_ds.data import loader as loader_module
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, image_batches, make_loader, read_images
-from ffc_ds.data.loading import Faces
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
 from ffc_ds.errors import UserError
+from tests.identities import index_labels
 
 SIZE, IMAGES = 8, 60
 
@@ -158,13 +159,39 @@ def test_substitutes_are_tried_in_turn():
     labels = np.array([1, 0, 1, 1, 0, 1])
     images = [png(i) if i not in (2, 3, 5) else b"damaged" for i in range(6)]
     faces = Faces(datasets.Dataset.from_dict({"image": images, "label": labels}), "x", "image", "label")
-    training = TrainingFaces(faces, IdentityIndex.build(labels))
+    training = TrainingFaces(faces, index_labels(labels))
     assert training.substitutes(3).tolist() == [5, 0, 2] and training.substitutes(4).tolist() == [1]
     rows = np.array([[2, 4], [3, 2]])
     assert rows_shown(read_images(training, rows, SIZE)).tolist() == [[0, 4], [0, 0]]
     said = read_into(np.empty((2, 2, SIZE, SIZE, 3), np.uint8), training, rows)
     assert [what.split("; ")[1] for what in said] == ["row 0 (label 1) of x takes its place"] * 3  # one for each place
     assert [len(batch) for batch in image_batches(training, np.arange(6), SIZE, 4, workers=0)] == [4, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bound_on_pixels_reaches_the_decoder(faces, sampler, workers):
+    exact, reason = SIZE**2 / 1e6, "of the test faces: its header announces 8 x 8 pixels"
+    for bound, sees in ((exact, True), (exact - 1e-6, False)):
+        for loader in (
+            make_loader(faces, sampler, SIZE, 0, 1, 1, 0, 2, workers, bound),
+            image_batches(faces, np.arange(IMAGES), SIZE, 30, workers, bound),
+        ):
+            assert len(list(loader)) == 2 if sees else reason in refusal(loader)
+
+
+def test_an_image_over_the_bound_gives_way_to_another():
+    large = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(large, "PNG")
+    images = [large.getvalue(), png(1), large.getvalue(), png(3)]
+    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": [0, 0, 0, 0]}), "x", "image", "label")
+    training, rows = TrainingFaces(faces, IdentityIndex.build(faces.labels)), np.array([[0, 2]])
+    shown = np.empty((1, 2, SIZE, SIZE, 3), np.uint8)
+    said = read_into(shown, training, rows, 0.0005)
+    assert rows_shown(torch.from_numpy(shown)).tolist() == [[1, 3]]
+    assert said[0] == (
+        "row 0 (label 0) of x: its header announces 30 x 30 pixels, and max_megapixels allows 0.0005 million; "
+        "row 1 (label 0) of x takes its place"
+    )
 
 
 def test_an_identity_without_a_sound_image_is_named(sampler):

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import ID_IMAGES, ID_VIEWS, INSTANCE_VIEWS, RANDOM_BYTES, Sampler
 from ffc_ds.errors import UserError
+from tests.identities import index_labels
 
 FIELDS = ("images", "identities", "flips", "bytes")
 
@@ -17,7 +17,7 @@ def make_index(identities=37, seed=0):
     """A long tail: a third of the identities have one image; labels with gaps, rows in no order."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(identities) * 3 + 5, [1 + i % 3 * (i % 5) for i in range(identities)])
-    return IdentityIndex.build(random.permutation(labels))
+    return index_labels(random.permutation(labels))
 
 
 def rows_of_kind(sampler, array, instance):
@@ -69,7 +69,7 @@ def test_every_identity_and_every_image_once_per_epoch(batch_size, loader):
 
 
 def test_id_rows_use_every_pair_of_images():
-    index = IdentityIndex.build(np.zeros(4, dtype=np.int64))
+    index = index_labels(np.zeros(4, dtype=np.int64))
     sampler = Sampler(index, 40, "id")
     pairs = Counter(pair for step in range(60) for pair in zip(*sampler.plan(step).images.tolist(), strict=True))
     assert len(pairs) == 12 and min(pairs.values()) > 60
@@ -123,7 +123,7 @@ def test_two_images_are_one_and_one_of_the_others(loader):
 
 
 def test_every_set_of_images_of_an_identity():
-    index = IdentityIndex.build(np.zeros(6, dtype=np.int64))
+    index = index_labels(np.zeros(6, dtype=np.int64))
     sampler = Sampler(index, 400, "id", images_per_identity=4)
     views = [view for step in range(3) for view in sampler.plan(step).images.T.reshape(-1, 4).tolist()]
     assert {tuple(sorted(four[:2])) for four in views} == {(a, b) for b in range(6) for a in range(b)}
@@ -132,7 +132,7 @@ def test_every_set_of_images_of_an_identity():
 
 
 def test_flips_and_random_bytes_are_fair_and_independent():
-    index = IdentityIndex.build(np.arange(3000) // 3)
+    index = index_labels(np.arange(3000) // 3)
     plan = Sampler(index, 40_000, seed=5).plan(2)
     bits = np.stack([*plan.flips, *(plan.bytes > 127).transpose(0, 2, 1).reshape(2 * RANDOM_BYTES, -1)]).astype(float)
     assert np.all(np.abs(bits.mean(axis=1) - 0.5) < 0.02)

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffc_ds.data.decoding import decode
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loading import Faces
+from ffc_ds.data.opening import open_set
 from ffc_ds.data.reading import read_images
-from ffc_ds.data.training_faces import JointFaces, load_sets
+from ffc_ds.data.training_faces import JointFaces, TrainingFaces, joined
 from ffc_ds.errors import UserError
+from tests.identities import all_labels
 
 
 def make_faces(name, labels, first_colour):
@@ -32,14 +34,20 @@ def sets():
 
 @pytest.fixture(scope="module")
 def joint(sets):
-    return JointFaces(sets)
+    return JointFaces(sets, ["sets/a", "sets/b", "sets/c"])
 
 
 def test_identities_of_two_sets_never_mix(joint):
     index = IdentityIndex.build(joint.labels)
     grouped = np.split(index.images, index.offsets[1:-1])
     assert [rows.tolist() for rows in grouped] == [[1], [0, 2], [3], [6], [4, 5], [7]]
-    assert [joint.label(row) for row in range(8)] == joint.labels.tolist() and len(joint) == 8
+    assert [joint.label(row) for row in range(8)] == all_labels(joint) and len(joint) == 8
+    assert index.names.to_pylist() == ["a/0", "a/7", "b/0", "b/1", "b/3", "c/5"]
+    assert TrainingFaces(joint, index).substitutes(4).tolist() == [5]
+
+
+def test_sets_of_one_name_are_told_apart_by_their_paths(sets):
+    assert JointFaces(sets[:2], ["one/faces", "two/faces"]).label(3) == "two/faces/0"
 
 
 @given(st.lists(st.integers(0, 7), max_size=20))
@@ -52,20 +60,14 @@ def test_messages_name_the_set(joint):
     assert joint.where(0) == "row 0 (label 7) of set a" and joint.where(6) == "row 3 (label 1) of set b"
     damaged = Faces(datasets.Dataset.from_dict({"image": [b"x"], "label": [4]}), "set d", "image", "label")
     with pytest.raises(UserError, match=r"^row 0 \(label 4\) of set d: not a readable image"):
-        read_images(JointFaces([*joint.sets, damaged]), np.array([2, 8]), 8)
+        read_images(JointFaces([*joint.sets, damaged], [*"abcd"]), np.array([2, 8]), 8)
 
 
 def test_the_fingerprint_is_that_of_the_sets_in_their_order(sets, joint):
-    assert JointFaces(sets).fingerprint == joint.fingerprint
-    fingerprints = {joint.fingerprint, JointFaces(sets[::-1]).fingerprint, JointFaces(sets[:2]).fingerprint}
+    assert JointFaces(sets, [*"abc"]).fingerprint == joint.fingerprint
+    others = JointFaces(sets[::-1], [*"cba"]), JointFaces(sets[:2], [*"ab"])
+    fingerprints = {joint.fingerprint, *(other.fingerprint for other in others)}
     assert len(fingerprints) == 3
-
-
-def test_labels_too_large_to_be_joined_are_refused():
-    huge = make_faces("set e", [2**62], 0)
-    assert JointFaces([make_faces("set f", [2**61], 0), huge]).labels.tolist() == [2**61, 2**61 + 1 + 2**62]
-    with pytest.raises(UserError, match=r"labels of set e \+ set e are too large"):
-        JointFaces([huge, huge])
 
 
 def test_one_name_or_several(tmp_path):
@@ -73,9 +75,10 @@ def test_one_name_or_several(tmp_path):
         (tmp_path / name).mkdir()
         make_faces(name, labels, 0).dataset.to_parquet(tmp_path / name / "train.parquet")
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    assert load_sets(one, "train", "image", "label").labels.tolist() == [0, 1]
-    assert load_sets([one, two], "train", "image", "label").labels.tolist() == [0, 1, 2, 2, 4]
-    with pytest.raises(UserError, match=r"two has no split 'dev'|one has no split 'dev'"):
-        load_sets([one, two], "dev", "image", "label")
-    with pytest.raises(UserError, match="no dataset folder .*three"):
-        load_sets([one, str(tmp_path / "three")], "train", "image", "label")
+
+    def labels(*names):
+        sets = [open_set(name, "image", "label") for name in names]
+        return all_labels(joined(sets, "train", alone=len(names) == 1))
+
+    assert labels(one) == [0, 1]
+    assert labels(one, two) == ["one/0", "one/1", "two/0", "two/0", "two/2"]

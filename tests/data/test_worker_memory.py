@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import simplejpeg
 
-from ffc_ds.data.identity_index import load_or_build
+from ffc_ds.data.faces import Faces
+from ffc_ds.data.identity_index import index_of
 from ffc_ds.data.loader import make_loader
-from ffc_ds.data.loading import Faces
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
 
@@ -28,8 +28,8 @@ def mapped_faces(folder, jpegs, chunks):
         for chunk in range(chunks):
             labels = pa.array([chunk] * len(jpegs))
             writer.write_batch(pa.record_batch([images, labels], names=["image", "label"]))
-    faces = Faces(datasets.Dataset.from_file(str(folder / "data.arrow")), "mapped", "image", "label")
-    return TrainingFaces(faces, load_or_build(faces.labels, "mapped", folder))
+    faces = Faces(datasets.Dataset.from_file(str(folder / "data.arrow")), "mapped", "image", "label", "mapped")
+    return TrainingFaces(faces, index_of(faces, folder))
 
 
 def started(before):

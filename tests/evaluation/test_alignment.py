@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,7 +68,25 @@ def test_files_are_aligned_when_they_are_read_and_named_when_they_are_damaged(tm
     images = AlignedImages(str(tmp_path), np.array(["a.png", "b.jpg", "c.jpg"]), np.stack([TEMPLATE * 0.6] * 3))
     with Image.open(io.BytesIO(images.encoded([0])[0])) as face:
         assert face.size == (112, 112) and face.mode == "RGB"
-        np.testing.assert_array_equal(face, align(Image.open(tmp_path / "a.png"), TEMPLATE * 0.6))
-    for row, name in ((1, "b.jpg"), (2, "c.jpg")):
+        np.testing.assert_array_equal(face, align(Image.open(tmp_path / "a.png").convert("RGB"), TEMPLATE * 0.6))
+    for row, name in ((1, "b.jpg: not a readable image of 12 bytes"), (2, "c.jpg: not readable .No such file")):
         with pytest.raises(CorruptImage, match=name):
             images.encoded([row])
+    small = AlignedImages(str(tmp_path), np.array(["a.png"]), TEMPLATE[None], max_megapixels=0.007)
+    with pytest.raises(CorruptImage, match="a.png: its header announces 90 x 80 pixels"):
+        small.encoded([0])
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_landmarks_are_of_the_upright_image_as_opencv_shows_it(tmp_path, kind):
+    upright = picture(0, 0, 120, 150)
+    lying, tags = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    tags[274] = 6  # to be turned clockwise
+    path = tmp_path / f"lying.{kind}"
+    lying.save(path, exif=tags, quality=95, subsampling=0)
+    landmarks = turned(TEMPLATE, 0.1, 0.9, [8, 20])
+    (face,) = AlignedImages(str(tmp_path), np.array([path.name]), landmarks[None]).encoded([0])
+    seen = Image.fromarray(cv2.imread(str(path))[..., ::-1])
+    found, expected = np.asarray(Image.open(io.BytesIO(face)), int), np.asarray(align(seen, landmarks), int)
+    assert np.abs(found - expected).max() <= (3 if kind == "jpg" else 0)
+    assert np.abs(expected - np.asarray(align(upright, landmarks), int)).max() <= 12

@@ -74,7 +74,8 @@ def test_templates_are_those_of_the_published_aggregation(folder, written, model
     assert {rate for rate, value in tar.items() if value is None} == {"1e-06", "1e-05", "0.0001", "0.001"}
     assert tar["0.01"] == np.mean(np.array(scores)[same] > impostor[3])
     assert tar["0.1"] == np.mean(np.array(scores)[same] > impostor[30])
-    assert [each.name for each in searches] == [f"{folder} G1", f"{folder} G2", f"{folder}, mean of galleries"]
+    names = [f"{folder} G1", f"{folder} G2", f"{folder}, mean of galleries"]
+    assert [each.name for each in searches] == [*names, f"{folder}, galleries joined as by InsightFace"]
     owner = written["owner"]
     for result, gallery in zip(searches, ("gallery_G1", "gallery_G2"), strict=False):
         people = [owner[t] for t in written[gallery]]
@@ -118,6 +119,34 @@ def test_either_half_of_the_protocol_alone(folder, copy):
         read_ijb(str(copy))
 
 
+@pytest.mark.parametrize("change", [lambda old: b"\xef\xbb\xbf" + old, lambda old: old.replace(b"\n", b"\r\n")])
+def test_marks_of_windows_do_no_harm(folder, copy, change):
+    for path in (copy / "meta").iterdir():
+        path.write_bytes(change(path.read_bytes()))
+    before, after = read_ijb(str(folder)), read_ijb(str(copy))
+    assert (before.templates.images.names == after.templates.images.names).all()
+    np.testing.assert_array_equal(before.templates.weight, after.templates.weight)
+    for part in ("left", "right", "same"):
+        np.testing.assert_array_equal(getattr(before, part), getattr(after, part))
+    np.testing.assert_array_equal(before.galleries["G2"].subjects, after.galleries["G2"].subjects)
+
+
+def test_tabs_separate_as_well(folder, copy):
+    for path in (copy / "meta").glob("*.txt"):
+        path.write_text(path.read_text().replace(" ", "\t"))
+    np.testing.assert_array_equal(read_ijb(str(folder)).templates.group, read_ijb(str(copy)).templates.group)
+
+
+def test_ijbb_calls_its_galleries_otherwise(tmp_path):
+    written = ijb_folder(tmp_path / "IJBB", "ijbb")
+    read = read_ijb(str(tmp_path / "IJBB"))
+    assert {name: len(gallery.templates) for name, gallery in read.galleries.items()} == {"S1": 6, "S2": 6}
+    assert read.galleries["S2"].subjects.tolist() == [written["owner"][t] for t in written["gallery_S2"]]
+    (tmp_path / "IJBB" / "meta" / "ijbb_1N_gallery_S1.csv").unlink()
+    with pytest.raises(UserError, match="some of the files for 1:N, but not ijbb_1N_gallery_S1.csv"):
+        read_ijb(str(tmp_path / "IJBB"))
+
+
 def first_line(text):
     return lambda old: text + old.partition("\n")[2]
 
@@ -134,6 +163,7 @@ def first_line(text):
         ),
         ("face_tid_mid.txt", first_line("1.jpg three 4\n"), "invalid value 'three'"),
         ("face_tid_mid.txt", first_line("999.jpg 3 4\n"), "5pts_score.txt has no line for image 999.jpg"),
+        ("face_tid_mid.txt", lambda old: "version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
         ("name_5pts_score.txt", None, "name_5pts_score.txt cannot be used .No such file"),
         ("name_5pts_score.txt", first_line("1.jpg 1 2 3 4 5 6 7 8 9 10\n"), "Expected 12 columns, got 11"),
         ("name_5pts_score.txt", first_line("1.jpg 1 2 3 4 5 6 7 8 9 10 nan\n"), "image 1.jpg are not finite"),
@@ -151,6 +181,7 @@ def first_line(text):
         ("1N_gallery_G1.csv", lambda old: old + "4,100,x\n", "names a template without images, 4"),
         ("1N_gallery_G1.csv", lambda old: old + "3,777,x\n", "template 3 has more than one subject"),
         ("1N_probe_mixed.csv", lambda old: "TEMPLATE_ID\n3\n", "each line must hold template, subject"),
+        ("1N_probe_mixed.csv", None, "some of the files for 1:N, but not ijbc_1N_probe_mixed.csv"),
     ],
 )
 def test_every_wrong_shape_is_refused_with_the_reason(copy, file, change, reason):

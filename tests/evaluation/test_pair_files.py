@@ -1,13 +1,17 @@
 """Pair files: what is written is read, foreign dialects are read, attacks and damage are refused and never run."""
 
+import gzip
 import os
 import pickle
 import struct
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.pair_files import read_pair_bin, write_pair_bin
@@ -16,7 +20,7 @@ from ffc_ds.evaluation.verification import verify_pairs
 LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw" / "heldout.bin"
 
 SAME = np.array([True, False, True])
-IMAGES = [b"\xff\xd8\xff" + bytes(range(256)) * 3 + bytes([i]) for i in range(6)]
+IMAGES = [b"\xff\xd8\xff" + bytes(range(256)) * 3 + bytes([i + 1]) for i in range(6)]
 
 
 def stored(tmp_path, content, protocol=4):
@@ -45,12 +49,36 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_dialect_is_read(tmp_path, protocol):
     arrays = [np.frombuffer(image, dtype=np.uint8) for image in IMAGES]
-    kinds_of_images = [IMAGES, tuple(IMAGES), arrays, [array.copy() for array in arrays]]
-    kinds_of_flags = [SAME.tolist(), SAME, list(SAME), [1, 0, 1], SAME.astype(np.uint8)]
+    objects, objects_of_arrays = np.empty((2, 6), dtype=object)
+    objects[:] = IMAGES
+    for i, array in enumerate(arrays):
+        objects_of_arrays[i] = array
+    kinds_of_images = [
+        *(IMAGES, tuple(IMAGES), arrays, [array.copy() for array in arrays], list(map(bytearray, IMAGES))),
+        *([array[:, None] for array in arrays], objects, objects_of_arrays, np.array(IMAGES)),
+        [array.view(np.int8) for array in arrays],
+    ]
     for images in kinds_of_images:
-        for flags in kinds_of_flags:
-            read, same = read_pair_bin(stored(tmp_path, (images, flags), protocol))
-            assert read == IMAGES and same.tolist() == SAME.tolist()
+        read, same = read_pair_bin(stored(tmp_path, (images, SAME.tolist()), protocol))
+        assert read == IMAGES and same.dtype == bool and same.tolist() == SAME.tolist()
+
+
+NUMBERS = [np.bool_, *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8", "g", ">i4", ">f8"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_flags_of_every_kind_are_read(tmp_path, protocol):
+    true_false = SAME.tolist()
+    kinds = [true_false, tuple(true_false), [1, 0, 1], [1.0, 0.0, 1.0], [1, -1, 1], ["True", "False", "True"]]
+    kinds += [np.array(true_false, dtype=object), np.array(["same", "different", "same"]), np.array([1, -1, 1])]
+    for number in NUMBERS:
+        array = SAME.astype(number)
+        kinds += [array, array[:, None], list(array), tuple(array), [np.array(flag) for flag in array]]
+        kinds += [[np.array([flag]) for flag in array], np.asfortranarray(array[None])]
+    for flags in kinds:
+        read, same = read_pair_bin(stored(tmp_path, (IMAGES, flags), protocol))
+        assert read == IMAGES and same.dtype == bool and same.tolist() == SAME.tolist(), flags
+        read_pair_bin(stored(tmp_path, [IMAGES, flags], protocol))
 
 
 def test_strings_of_python_2_are_read(tmp_path):
@@ -83,6 +111,7 @@ def test_an_attack_is_refused_and_never_run(tmp_path, protocol):
         Call(eval, f"__import__('os').mkdir({str(witness)!r})"),
         Call(np.save, str(witness), np.zeros(1)),
         Call(getattr, [], "append"),
+        Call(memoryview, b"1"),
     ]
     for attack in attacks:
         for content in (attack, (IMAGES, attack), ([attack, *IMAGES], SAME.tolist())):
@@ -120,6 +149,19 @@ def test_absurd_sizes_are_refused_before_they_cost_anything(tmp_path, claim, rea
     refused(stored(tmp_path, claim), reason)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_no_bytes_are_made_of_a_number(tmp_path, kind):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        refused(stored(tmp_path, (IMAGES, Call(kind, 2**44)), protocol), "not a valid InsightFace .bin")
+
+
+def test_flags_that_unfold_without_end_cost_nothing(tmp_path):
+    flag = [True]
+    for _ in range(100):
+        flag = [flag, flag]
+    refused(stored(tmp_path, (IMAGES, [flag, True, False])), "not all booleans, flag 0 first")
+
+
 def test_a_file_too_large_is_not_read(tmp_path):
     path = tmp_path / "huge.bin"
     with open(path, "wb") as file:
@@ -130,7 +172,7 @@ def test_a_file_too_large_is_not_read(tmp_path):
 def test_every_truncation_is_refused(tmp_path):
     content = pickle.dumps((IMAGES, SAME.tolist()), protocol=4)
     for length in [*range(60), *range(60, len(content), 97), len(content) - 1]:
-        refused(stored(tmp_path, content[:length]), "not a valid InsightFace .bin")
+        refused(stored(tmp_path, content[:length]), "cut off after" if length else "it is empty")
 
 
 def test_random_damage_is_refused_or_harmless(tmp_path):
@@ -159,14 +201,56 @@ def test_random_damage_is_refused_or_harmless(tmp_path):
         (([np.zeros(9), *IMAGES[1:]], SAME.tolist()), "item 0 is not an encoded image"),
         ((IMAGES, [True, False, 2]), "not all booleans"),
         ((IMAGES, [True, False, None]), "not all booleans"),
-        ((IMAGES, [True, False, np.int64(1)]), "not all booleans"),
+        ((IMAGES, [True, False, np.array([1, 0])]), "not all booleans, flag 2 first"),
+        ((IMAGES, np.array([1, 0, 7])), "not all booleans, flag 2 first"),
+        ((IMAGES, np.array([1, 0, 0.5])), "not all booleans, flag 2 first"),
+        ((IMAGES, np.array([1, 0, 1j])), "an array of type 'c16'"),
         ((IMAGES, 7), "not a list of flags"),
-        (b"", "not a valid InsightFace .bin"),
-        (b"PK\x03\x04 a zip archive", "not a valid InsightFace .bin"),
+        (b"name\t1\t2\n", "it is no pickle, or is cut off after 9 bytes"),
     ],
 )
 def test_wrong_content_is_named(tmp_path, content, reason):
     refused(stored(tmp_path, content), reason)
+
+
+def test_what_is_something_else_is_called_what_it_is(tmp_path):
+    whole = pickle.dumps((IMAGES, SAME.tolist()))
+    path = tmp_path / "pairs.bin"
+
+    def called(reason):
+        refused(path, f"not a valid InsightFace .bin: it is {reason}")
+
+    for content, kind in ((b"", "empty"), (bytes(99), "all zeros")):
+        path.write_bytes(content)
+        called(kind)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 64\n")
+    called("a pointer of Git LFS .`git lfs pull` brings")
+    for page in ("<!DOCTYPE html>\n<html>", "\n<html lang=en>", "<HTML>", "\ufeff<!doctype html>"):
+        path.write_text(page, encoding="utf-8")
+        called("a web page")
+    path.write_bytes(gzip.compress(whole))
+    called("packed by gzip: unpack it")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lfw.bin", whole)
+    called("a zip archive: unpack it")
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("lfw.bin"))
+    called("a tar archive: unpack it")
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    called("a NumPy array")
+    with open(path, "wb") as file:
+        np.savez(file, images=np.zeros(3))
+    called(r"an archive of NumPy arrays \(.npz\)")
+    with open(path, "wb") as file:
+        np.savez_compressed(file, images=np.zeros(3))
+    called(r"an archive of NumPy arrays \(.npz\)")
+    torch.save([torch.zeros(3)], path)
+    called("a file of torch.save")
+    path.write_bytes(b"\x0a\x23\xd7\xce" + bytes(100))
+    called("RecordIO")
+    path.write_bytes(IMAGES[0])
+    called("a JPEG image")
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ffc_ds.evaluation import search as module
-from ffc_ds.evaluation.search import RANKS, search
+from ffc_ds.evaluation.search import RANKS, search, search_joined
 
 FPIRS = (1e-3, 1e-2, 1e-1, 0.5)
 
@@ -70,3 +70,24 @@ def test_a_gallery_with_everybody_has_no_false_positives_to_count():
     assert found.rank == {"1": 1, "5": 1, "10": 1} and set(found.tpir_at_fpir.values()) == {None}
     nobody = search(features, np.arange(30), features, np.arange(100, 130))
     assert set(nobody.rank.values()) == {None} and set(nobody.tpir_at_fpir.values()) == {None}
+
+
+@pytest.mark.parametrize("block", [1 << 24, 100])
+def test_in_joined_galleries_searches_without_a_mate_are_left_out(block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    gallery, probes, subjects = unit(rng, 40), unit(rng, 300), np.arange(300) % 50
+    probes[:, :2] += gallery[subjects % 40, :2]
+    found = search_joined(probes, subjects, gallery, np.arange(40))
+    known = subjects < 40
+    scores = probes[known] @ gallery.T
+    is_mate = subjects[known][:, None] == np.arange(40)
+    mates, others = scores[is_mate], np.sort(scores[~is_mate])[::-1]
+    assert (found.mated, found.non_mated) == (240, 0)
+    assert found.rank["1"] == pytest.approx(np.mean(scores.argmax(1) == subjects[known]))
+    expected = {"0.001": None, "0.01": np.mean(mates > others[2]), "0.1": np.mean(mates > others[23])}
+    assert found.tpir_at_fpir == pytest.approx(expected) and 0 < expected["0.01"] < expected["0.1"]
+    assert [counts.sum() for counts in found.histogram.values()] == [240, 240 * 39]
+    nobody = search_joined(probes, subjects + 100, gallery, np.arange(40))
+    assert set(nobody.rank.values()) == {None} and nobody.mated == 0
+    assert [counts.sum() for counts in nobody.histogram.values()] == [0, 0]

@@ -54,6 +54,12 @@ def test_a_damaged_or_missing_file_is_named(model_folder, faces, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match=r"Person_3_0002.jpg: not a readable image of 50 bytes"):
         list(embedder.chunks(images))
+    damaged.write_bytes((faces / "Person_3" / "Person_3_0002.jpg").read_bytes())
+    bounded = Embedder(load_model(str(model_folder)), torch.device("cpu"), max_megapixels=0.0001)
+    with pytest.raises(
+        UserError, match=r"Person_0_0001.jpg: its header announces \d+ x \d+ pixels, and max_megapixels"
+    ):
+        list(bounded.chunks(images))
     damaged.unlink()
     with pytest.raises(UserError, match=r"Person_3_0002.jpg cannot be read: No such file"):
         list(embedder.chunks(images))

@@ -1,16 +1,14 @@
-"""verify_pairs against a loop over folds and thresholds and against scikit-learn; make_pairs against its promises."""
+"""verify_pairs against loops over folds and thresholds and against scikit-learn, at any scale of the embeddings."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
-from ffc_ds.errors import UserError
-from ffc_ds.evaluation.verification import make_pairs, pair_distances, verify_pairs
+from ffc_ds.evaluation.verification import pair_distances, verify_pairs
 
 
 def noisy_pairs(n, seed=0, decimals=None, noise=1.6):
@@ -24,34 +22,140 @@ def noisy_pairs(n, seed=0, decimals=None, noise=1.6):
     return 3 * first, second, same
 
 
-def insightface_procedure(first, second, same, folds):
-    """The published procedure, restated pair by pair, threshold by threshold, fold by fold."""
-    distances = np.array(
+def unit_distances(first, second):
+    return np.array(
         [
             np.sum((a / (np.linalg.norm(a) or 1) - b / (np.linalg.norm(b) or 1)) ** 2)
             for a, b in zip(first, second, strict=True)
         ]
     )
-    thresholds = np.arange(0, 4, 0.01)
+
+
+def on_the_fields_grid(distances, same):
+    return np.arange(0, 4, 0.01)
+
+
+def between_all_distances(distances, same):
+    """Thresholds that accept none, those below the middle of each gap, and all."""
+    points = np.unique(distances)
+    return np.array([points[0], *((a + b) / 2 for a, b in itertools.pairwise(points)), np.nextafter(points[-1], 9)])
+
+
+def procedure(distances, same, folds, candidates=between_all_distances):
+    """The published procedure threshold by threshold, fold by fold, with thresholds of either kind."""
     accuracies, chosen = [], []
     for train, test in KFold(folds, shuffle=False).split(distances):
-        correct = [np.mean((distances[train] < threshold) == same[train]) for threshold in thresholds]
-        best = thresholds[np.argmax(correct)]
+        thresholds = candidates(distances[train], same[train])
+        best = thresholds[np.argmax([np.mean((distances[train] < each) == same[train]) for each in thresholds])]
         chosen.append(best)
         accuracies.append(np.mean((distances[test] < best) == same[test]))
-    return np.mean(accuracies), np.std(accuracies), np.mean(chosen), distances
+    return np.mean(accuracies), np.std(accuracies), np.mean(chosen)
 
 
-@pytest.mark.parametrize("n, folds, decimals", [(600, 10, None), (607, 10, 0), (53, 7, 0), (40, 2, None), (20, 10, 0)])
+def figures(result):
+    return result.accuracy, result.accuracy_std, result.threshold
+
+
+@pytest.mark.parametrize("n, folds, decimals", [(600, 10, None), (607, 10, 0), (53, 7, 0), (40, 2, None), (90, 10, 0)])
 def test_folds_follow_the_published_procedure(n, folds, decimals):
     first, second, same = noisy_pairs(n, seed=n, decimals=decimals)
-    accuracy, std, threshold, distances = insightface_procedure(first, second, same, folds)
-    result = verify_pairs(first, second, same, folds)
+    distances = unit_distances(first, second)
     np.testing.assert_allclose(pair_distances(first, second), distances, rtol=1e-12, atol=1e-14)
-    assert result.accuracy == pytest.approx(accuracy, abs=1e-12)
-    assert result.accuracy_std == pytest.approx(std, abs=1e-12)
-    assert result.threshold == pytest.approx(threshold, abs=1e-12)
+    # Both add in another order, and one ulp would tell equal distances apart.
+    result = verify_pairs(first, second, same, folds)
+    expected = procedure(pair_distances(first, second), same, folds)
+    assert figures(result) == pytest.approx(expected, abs=1e-12)
     assert result.pairs == n
+
+
+def at_distances(distances):
+    """Pairs of unit embeddings at these squared distances, the same embeddings for the same distance."""
+    points, place = np.unique(distances, return_inverse=True)
+    half = np.arcsin(np.sqrt(points) / 2)
+    upper, lower = (np.stack([np.cos(half), sign * np.sin(half)], 1)[place] for sign in (1, -1))
+    return upper, lower
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.3, 0.6])
+def test_where_the_fields_grid_tells_all_distances_apart_accuracy_is_the_same(overlap):
+    rng = np.random.default_rng(0)
+    same = np.arange(6000) % 600 < 300
+    distances = np.clip(rng.normal(np.where(same, 1, 1.7), overlap), 0.2, 3.8).round(2) + 0.005
+    first, second = at_distances(distances)
+    accuracy, std, threshold = procedure(distances, same, 10, on_the_fields_grid)
+    result = verify_pairs(first, second, same)
+    assert (result.accuracy, result.accuracy_std) == pytest.approx((accuracy, std), abs=1e-12)
+    assert abs(result.threshold - threshold) < 0.1 and accuracy < 1
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
+def test_on_ordinary_embeddings_accuracy_is_that_of_the_fields_grid_within_its_deviation(noise):
+    rng = np.random.default_rng(0)
+    same = np.arange(6000) % 600 < 300
+    first = rng.standard_normal((6000, 64))
+    second = np.where(same[:, None], first, rng.standard_normal((6000, 64))) + noise * rng.standard_normal((6000, 64))
+    accuracy, std, _ = procedure(pair_distances(first, second), same, 10, on_the_fields_grid)
+    assert abs(verify_pairs(first, second, same).accuracy - accuracy) <= std / 2 < 0.01
+
+
+def test_accuracy_depends_on_the_order_of_distances_alone():
+    rng = np.random.default_rng(0)
+    same = np.arange(600) % 60 < 30
+    distances = rng.uniform(np.where(same, 0.0, 0.5), np.where(same, 1.0, 1.5))
+    expected = verify_pairs(*at_distances(distances), same)
+    distances[distances > 0.1] = 0.1 + distances[distances > 0.1] ** 8 / 1e6  # many in one step of the field's grid
+    found = verify_pairs(*at_distances(distances), same)
+    assert (found.accuracy, found.accuracy_std, found.auc) == (expected.accuracy, expected.accuracy_std, expected.auc)
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-5, 1e-7])
+def test_nearly_collapsed_embeddings_are_judged_like_any_other(spread):
+    rng = np.random.default_rng(0)
+    same = np.arange(600) % 60 < 30
+    first = rng.standard_normal((600, 8))
+    second = np.where(same[:, None], first + 0.3 * rng.standard_normal((600, 8)), rng.standard_normal((600, 8)))
+    center = np.full(8, 10.0)
+    collapsed = center + spread * first, center + spread * second
+    distances = pair_distances(*collapsed)
+    assert distances.max() < 0.01
+    result = verify_pairs(*collapsed, same)
+    assert figures(result) == pytest.approx(procedure(distances, same, 10), rel=1e-12)
+    assert result.accuracy > 0.9 and result.auc > 0.95
+    assert procedure(distances, same, 10, on_the_fields_grid)[0] < 0.56  # all pairs are called genuine
+
+
+def test_a_list_of_one_kind_after_the_other_is_mixed_before_it_is_cut():
+    """As CALFW's: its folds are those of all lists that alternate."""
+    first, second, same = noisy_pairs(600)
+    kinds = np.argsort(~same, kind="stable")
+    genuine, impostor = kinds[: same.sum()], kinds[same.sum() :]
+    fold = np.empty(600, dtype=int)
+    for kind in (genuine, impostor):
+        fold[kind] = np.arange(len(kind)) * 10 // len(kind)
+    expected = verify_pairs(first, second, same, fold)
+    result = verify_pairs(first[kinds], second[kinds], same[kinds])
+    assert figures(result) == pytest.approx(figures(expected), abs=2e-3)
+    even = np.append(genuine[:250], impostor[:250])
+    rounds = even.reshape(2, 10, 25).transpose(1, 0, 2).ravel()  # 25 of each kind, ten times
+    expected = verify_pairs(first[rounds], second[rounds], same[rounds])
+    assert figures(verify_pairs(first[even], second[even], same[even])) == figures(expected)
+
+
+def test_folds_that_are_given_are_kept():
+    first, second, same = noisy_pairs(400)
+    fold = np.random.default_rng(0).permutation(np.repeat([3, 7, 30, 31], [80, 120, 90, 110]))
+    distances, accuracies = pair_distances(first, second), []
+    for each in (3, 7, 30, 31):
+        train, test = fold != each, fold == each
+        thresholds = between_all_distances(distances[train], same[train])
+        best = thresholds[np.argmax([np.mean((distances[train] < t) == same[train]) for t in thresholds])]
+        accuracies.append(np.mean((distances[test] < best) == same[test]))
+    result = verify_pairs(first, second, same, fold)
+    assert figures(result)[:2] == pytest.approx((np.mean(accuracies), np.std(accuracies)))
+    with pytest.raises(ValueError, match="1 folds of 400 pairs"):
+        verify_pairs(first, second, same, np.zeros(400, dtype=int))
+    with pytest.raises(ValueError, match="each of 400 needs one"):
+        verify_pairs(first, second, same, fold[1:])
 
 
 @pytest.mark.parametrize("decimals", [None, 0])
@@ -91,7 +195,7 @@ def test_perfect_and_collapsed_embeddings():
     first = np.tile([1.0, 0.0], (400, 1))
     perfect = verify_pairs(first, np.where(same[:, None], first, first[:, ::-1]), same)
     assert (perfect.accuracy, perfect.accuracy_std, perfect.auc, perfect.tar_at_far[1e-2]) == (1, 0, 1, 1)
-    assert perfect.threshold == pytest.approx(0.01)  # the first that accepts a distance of 0
+    assert perfect.threshold == pytest.approx(1)  # between the distances 0 and 2
     collapsed = verify_pairs(first, first, same)
     assert (collapsed.accuracy, collapsed.auc, collapsed.tar_at_far[1e-2]) == (0.5, 0.5, 0)
     assert (pair_distances(np.zeros((400, 2)), first) == 1).all()
@@ -118,91 +222,3 @@ def test_unusable_pairs_are_refused():
         verify_pairs(first[:9], second[:9], same[:9])
     with pytest.raises(ValueError, match="one kind"):
         verify_pairs(first, second, np.ones(50, dtype=bool))
-
-
-def identity_index(counts, seed=0):
-    """A CSR index whose images are scattered, never repeated dataset rows; and the identity behind each row."""
-    counts = np.asarray(counts, dtype=np.int64)
-    rows = np.random.default_rng(seed).permutation(2 * counts.sum())[: counts.sum()]
-    return np.append(0, counts.cumsum()), rows, dict(zip(rows, np.repeat(np.arange(len(counts)), counts), strict=True))
-
-
-usable_counts = st.lists(st.integers(0, 9), min_size=2, max_size=40).filter(
-    lambda counts: max(counts) >= 2 and sum(count > 0 for count in counts) >= 2
-)
-
-
-@settings(max_examples=200)
-@given(counts=usable_counts, pairs=st.integers(2, 300), seed=st.integers(0, 2**32))
-def test_pairs_keep_their_promises(counts, pairs, seed):
-    offsets, images, identity = identity_index(counts, seed)
-    image_rows, left, right, same = make_pairs(offsets, images, pairs, seed)
-    assert same.dtype == bool and left.shape == right.shape == same.shape == (pairs,)
-    assert (np.diff(image_rows) > 0).all() and set(image_rows) <= set(images)
-    assert set(left) | set(right) == set(range(len(image_rows)))
-
-    a, b = image_rows[left], image_rows[right]
-    assert (a != b).all()
-    np.testing.assert_array_equal([identity[row] for row in a] == np.array([identity[row] for row in b]), same)
-    assert 0 <= 2 * same.sum() - pairs <= 20 and (pairs % 20 or 2 * same.sum() == pairs)
-
-    # Distinct pairs are used up before any is repeated, and then evenly.
-    sizes = np.array(counts)
-    capacity = {True: (sizes * (sizes - 1) // 2).sum(), False: (sizes.sum() ** 2 - (sizes**2).sum()) // 2}
-    for kind, possible in capacity.items():
-        drawn = np.sort(np.stack([a, b], 1)[same == kind], axis=1)
-        _, times = np.unique(drawn, axis=0, return_counts=True)
-        assert len(times) == min(len(drawn), possible) and times.max() - times.min() <= 1
-
-
-def test_every_tenth_of_the_pairs_is_half_genuine():
-    offsets, images, _ = identity_index(np.random.default_rng(1).integers(1, 6, 500))
-    same = make_pairs(offsets, images, 6000, seed=3)[3]
-    assert [fold.sum() for fold in np.split(same, 10)] == [300] * 10
-    assert same[:300].all() and not same[300:600].any()
-
-
-def test_identities_are_drawn_evenly_however_long_the_tail():
-    counts = np.append(np.full(99, 4), 500)
-    offsets, images, identity = identity_index(counts)
-    image_rows, left, right, same = make_pairs(offsets, images, 800, seed=0)
-    genuine = [identity[row] for row in image_rows[left[same]]]
-    assert set(np.bincount(genuine)) == {4, 5} or set(np.bincount(genuine)) == {4}
-    impostors = [identity[row] for row in np.append(image_rows[left[~same]], image_rows[right[~same]])]
-    assert np.bincount(impostors).max() < 30
-    # Once small identities have given all their six pairs, the large one gives the rest.
-    image_rows, left, right, same = make_pairs(offsets, images, 2000, seed=0)
-    assert np.bincount([identity[row] for row in image_rows[left[same]]]).tolist() == [6] * 99 + [1000 - 6 * 99]
-
-
-def test_every_pair_of_an_identity_is_equally_likely():
-    offsets, images, _ = identity_index(np.full(3000, 4))
-    image_rows, left, right, same = make_pairs(offsets, images, 6000, seed=0)
-    position = np.empty(images.max() + 1, dtype=int)
-    position[images] = np.arange(len(images)) % 4
-    ends = np.sort(position[np.stack([image_rows[left[same]], image_rows[right[same]]])], axis=0)
-    times = np.bincount(4 * ends[0] + ends[1])
-    assert np.count_nonzero(times) == 6 and (np.abs(times[times > 0] - 500) < 5 * 500**0.5).all()
-
-
-def test_choice_depends_on_the_seed_alone():
-    offsets, images, _ = identity_index(np.full(200, 3))
-    first, again, other = (make_pairs(offsets, images, 400, seed) for seed in (1, 1, 2))
-    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], other[0])
-
-
-def test_large_identities_and_many_identities_do_not_overflow():
-    counts = np.append(np.ones(100_000, dtype=np.int64), 3_000_000)
-    offsets = np.append(0, counts.cumsum())
-    _, left, right, same = make_pairs(offsets, np.arange(offsets[-1]), 2000, seed=0)
-    assert len(np.unique(np.sort(np.stack([left, right], 1), axis=1), axis=0)) == 2000
-
-
-@pytest.mark.parametrize("counts", [[], [5], [1, 1, 1], [0, 5, 0]])
-def test_too_few_identities_are_the_users_to_mend(counts):
-    offsets, images, _ = identity_index(counts)
-    with pytest.raises(UserError, match="two identities or more"):
-        make_pairs(offsets, images, 100, seed=0)
-    with pytest.raises(UserError, match="at least 2"):
-        make_pairs(offsets, images, 1, seed=0)

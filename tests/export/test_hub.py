@@ -1,12 +1,12 @@
 """Folders for the hub: opened with and without this package, measured results on the card, no class state unasked."""
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +20,12 @@ from ffc_ds.data.decoding import decode
 from ffc_ds.errors import UserError
 from ffc_ds.export import hub
 from ffc_ds.export.hub import export_hub, import_insightface
+from ffc_ds.models.image_processor import FaceImageProcessor, image_processor
 from tests.export.finished_run import SMALL, everything_below, finished_run
 from tests.umask import more_private_than_the_umask
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "roc.png", "learning_curve.png"}
-SHARED_CODE = {"batch_norm.py", "output.py", "errors.py"}
+SHARED_CODE = {"batch_norm.py", "output.py", "errors.py", "image_processor.py", "rgb.py"}
 CODE = {"iresnet18": "iresnet.py", "mobilefacenet": "mobilefacenet.py", "vit": "vit.py"}
 
 STRANGER = """
@@ -32,15 +33,49 @@ import sys
 sys.modules["ffc_ds"] = None
 import numpy as np
 images = list(np.load("images.npy"))
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     exec(open(f"{name}.py").read())
     np.save(f"{name}.npy", embeddings.numpy())
+    np.save(f"{name}-inputs.npy", processor(sys.argv[1].split(":"), return_tensors="np").pixel_values)
     assert type(net).__module__.startswith("transformers_modules"), type(net)
+    assert type(processor).__module__.startswith("transformers_modules"), type(processor)
 """
 
 
 def faces(count: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def kinds_of_images(folder) -> list[str]:
+    """Paths of files whose pixels are more than three channels of 8 bits, or do not lie as they are to be seen."""
+    rng, upright, lying = np.random.default_rng(1), Image.Exif(), Image.Exif()
+    upright[274], lying[274] = 1, 6
+    colour = Image.fromarray(rng.integers(0, 256, (45, 61, 4), dtype=np.uint8))
+    rgb, square = colour.convert("RGB"), colour.convert("RGB").resize((32, 32))
+    deep = rng.integers(0, 65536, (45, 61), dtype=np.uint16)
+    images = {
+        "lying.png": (rgb, {"exif": lying}),
+        "lying.jpg": (square, {"exif": lying}),
+        "upright.jpg": (square, {"exif": upright}),
+        "lying.tif": (rgb, {"exif": lying}),
+        "lying.webp": (rgb, {"exif": lying, "lossless": True}),
+        "transparent.png": (colour, {}),
+        "transparent_grey.png": (colour.convert("LA"), {}),
+        "palette.png": (rgb.quantize(9), {"transparency": 3}),
+        "palette.gif": (rgb.quantize(9), {"transparency": 3}),
+        "deep.png": (Image.fromarray(deep), {}),
+        "deep.tif": (Image.fromarray(deep), {}),
+        "integers.tif": (Image.fromarray(deep.astype(np.int32)), {}),
+        "float.tif": (Image.fromarray((deep / 65535).astype(np.float32)), {}),
+        "bilevel.png": (rgb.convert("1"), {}),
+    }
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    return [str(folder / name) for name in images]
+
+
+def inputs_of_training(path: str, size: int = 32) -> torch.Tensor:
+    return to_input(torch.tensor(decode(Path(path).read_bytes(), size))[None])
 
 
 def embeddings(model, images: np.ndarray) -> torch.Tensor:
@@ -51,6 +86,7 @@ def embeddings(model, images: np.ndarray) -> torch.Tensor:
 def test_without_our_package_the_code_on_the_card_gives_the_same_embeddings(tmp_path):
     images, expected = faces(2, 32), {}
     np.save(tmp_path / "images.npy", images)
+    paths = kinds_of_images(tmp_path)
     for name in SMALL:
         expected[name] = embeddings(finished_run(tmp_path / "runs" / name, name), images).numpy()
         export_hub(tmp_path / "runs" / name, tmp_path / "out" / name)
@@ -59,7 +95,7 @@ def test_without_our_package_the_code_on_the_card_gives_the_same_embeddings(tmp_
         (tmp_path / f"{name}.py").write_text(snippet.replace(f'"{name}"', f'"out/{name}"'))
         assert everything_below(tmp_path / "out" / name) == PLAIN | SHARED_CODE | {CODE[name]}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *SMALL],
+        [sys.executable, "-c", STRANGER, ":".join(paths), *SMALL],
         cwd=tmp_path,
         env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -69,6 +105,8 @@ def test_without_our_package_the_code_on_the_card_gives_the_same_embeddings(tmp_
     for name in SMALL:
         largest = np.abs(expected[name]).max()
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected[name], rtol=1e-5, atol=1e-5 * largest)
+        inputs = torch.cat([inputs_of_training(path) for path in paths]).numpy()
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}-inputs.npy"), inputs, rtol=0, atol=1e-6)
 
 
 def test_with_our_package_the_folder_opens_as_our_class(tmp_path):
@@ -84,15 +122,35 @@ def test_image_processor_is_the_preprocessing_of_training(tmp_path):
     finished_run(tmp_path / "run")
     export_hub(tmp_path / "run", tmp_path / "out")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor) is FaceImageProcessor
     rng = np.random.default_rng(1)
-    for size, mode in [((32, 32), "RGB"), ((45, 61), "RGB"), ((20, 20), "L"), ((32, 32), "RGBA")]:
+    for size, mode in [((32, 32), "RGB"), ((45, 61), "RGB"), ((20, 20), "L")]:
         pixels = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-        image, encoded = Image.fromarray(pixels).convert(mode), io.BytesIO()
-        image.save(encoded, "png")
-        expected = to_input(torch.tensor(decode(encoded.getvalue(), 32))[None])
-        found = processor(image, return_tensors="pt").pixel_values
-        assert found.shape == (1, 3, 32, 32)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=mode)
+        image, path = Image.fromarray(pixels).convert(mode), str(tmp_path / "image.png")
+        image.save(path)
+        for given in (image, np.asarray(image.convert("RGB")), path):
+            found = processor(given, return_tensors="pt").pixel_values
+            assert found.shape == (1, 3, 32, 32)
+            torch.testing.assert_close(found, inputs_of_training(path), rtol=0, atol=1e-6, msg=mode)
+
+
+def test_image_processor_sees_every_kind_of_image_as_training_does(tmp_path):
+    processor = image_processor(32)
+    for path in kinds_of_images(tmp_path):
+        with Image.open(path) as image:
+            for given in (image, path):
+                found = processor(given, return_tensors="pt").pixel_values
+                torch.testing.assert_close(found, inputs_of_training(path), rtol=0, atol=1e-6, msg=path)
+
+
+def test_image_processor_and_training_differ_little_on_jpegs_that_decode_otherwise(tmp_path):
+    processor, path, level = image_processor(32), str(tmp_path / "image.jpg"), 1 / 127.5
+    y, x = np.mgrid[:250, :250]
+    smooth = Image.fromarray(np.stack([x, y, 255 - (x + y) // 2], -1).astype(np.uint8))
+    for image, levels in ((smooth, 8), (smooth.resize((32, 32)).convert("CMYK"), 1)):
+        image.save(path, quality=95)
+        found = processor(path, return_tensors="pt").pixel_values
+        torch.testing.assert_close(found, inputs_of_training(path), rtol=0, atol=(levels + 0.01) * level)
 
 
 def test_card_holds_what_was_measured_and_nothing_of_the_machine(tmp_path):
@@ -114,7 +172,7 @@ def test_card_holds_what_was_measured_and_nothing_of_the_machine(tmp_path):
 def test_card_of_a_net_that_did_not_learn(tmp_path):
     finished_run(tmp_path / "run")
     path = tmp_path / "run" / "results.json"
-    results = json.loads(path.read_text()) | {"trained": {"accuracy": None}, "untrained": None}
+    results = json.loads(path.read_text()) | {"trained": {"accuracy": None, "reason": "why not"}, "untrained": None}
     path.write_text(json.dumps(results))
     export_hub(tmp_path / "run", tmp_path / "out")
     assert "not finite" in (tmp_path / "out" / "README.md").read_text()
@@ -180,7 +238,7 @@ def spoil(run, what):
     ("what", "settings", "message"),
     [
         ("unfinished", {}, "results.json.*finished training"),
-        ("cut results", {}, "results.json is damaged"),
+        ("cut results", {}, "results.json is not JSON that can be used"),
         ("other json", {}, "results.json.*lacks.*trained"),
         ("no weights", {}, "model.safetensors is missing"),
         ("cut weights", {}, "model cannot be loaded"),

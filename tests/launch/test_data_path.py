@@ -10,8 +10,9 @@ import simplejpeg
 
 from ffc_ds.config.settings import parse_config
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.opening import open_set
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.data.training_faces import load_sets
+from ffc_ds.data.training_faces import joined
 from ffc_ds.errors import UserError
 from tests.launched import TINY, metrics, train, train_tiny
 
@@ -19,16 +20,19 @@ FIRST, STEPS = "generated:40:32", 6
 SETTINGS = (
     *("--train.steps", str(STEPS), "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"),
     *("--data.min_images", "2", "--head.prefill", "0.3", "--data.low_resolution", "0.3", "--data.blur", "0.3"),
-    *("--data.grey", "0.3", "--data.colour", "0.3"),
+    *("--data.grey", "0.3", "--data.colour", "0.3", "--data.max_megapixels", str(32 * 32 / 1e6)),
 )
 
 
 def write_set(folder, damaged):
-    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; those rows are cut off."""
+    """A parquet folder, identities 0 to 19 with two images each and 20 to 24 with one; the damaged rows are
+    cut off, or, if they are 4 n + 2, larger than the rest."""
     random = np.random.default_rng(0)
     labels = [*np.repeat(range(20), 2), *range(20, 25)]
     images = [simplejpeg.encode_jpeg(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in labels]
-    images = [image[:300] if row in damaged else image for row, image in enumerate(images)]
+    large = simplejpeg.encode_jpeg(np.zeros((33, 32, 3), np.uint8))
+    for row in damaged:
+        images[row] = large if row % 4 == 2 else images[row][:300]
     folder.mkdir()
     datasets.Dataset.from_dict({"image": images, "label": labels}).to_parquet(folder / "train.parquet")
     return str(folder)
@@ -45,10 +49,10 @@ def run(tmp_path_factory):
 
 def test_damaged_images_are_counted_and_named_once(run):
     folder, second, damaged, done = run
-    faces = load_sets([FIRST, second], "train", "image", "label")
+    faces = joined([open_set(name, "image", "label") for name in (FIRST, second)], "train", alone=False)
     index = IdentityIndex.build(faces.labels)
     results = json.loads((folder / "run" / "results.json").read_text())
-    kept = index.at_least(2)
+    kept = index.where(index.with_images(2))
     assert (results["identities"], results["images"]) == (kept.identities, len(kept.images))
     assert done.stdout.count(f"{index.identities - kept.identities} of {index.identities} identities left out") == 1
 
@@ -60,7 +64,10 @@ def test_damaged_images_are_counted_and_named_once(run):
     said = Counter(line for line in done.stdout.splitlines() if "takes its place" in line)
     assert {int(line.split("row ")[1].split()[0]) for line in said} == set(np.concatenate(shown, 1).flat) & set(damaged)
     assert max(said.values()) <= 2  # once for each rank
-    assert all(f" of split 'train' of {second}: not a readable image of 300 bytes" in line for line in said)
+    reasons = {0: "not a readable image of 300 bytes", 2: "its header announces 32 x 33 pixels"}
+    for line in said:
+        row = int(line.split("row ")[1].split()[0])
+        assert f" of split 'train' of {second}: {reasons[row % 4]}" in line
 
 
 def test_a_resumed_run_sees_the_same(run):

@@ -65,7 +65,7 @@ def test_one_run_leaves_numbers_tables_and_figures(data, alone):
         ("1:1 verification of templates", "IJBC"),
         ("1:N identification", "IJBC G1"),
     ]
-    assert len(found) == 7 and found[6][0] == "identification among distractors"
+    assert len(found) == 8 and found[7][0] == "identification among distractors"
     assert stored["versions"]["torch"] and stored["config"]["batch_size"] == 8
     assert stored["results"][2]["tar_at_far"]["1e-06"] is None
 
@@ -73,7 +73,7 @@ def test_one_run_leaves_numbers_tables_and_figures(data, alone):
     assert table in done.stdout and str(folder) in done.stdout
     assert table.count("## ") == 4 and "TAR at FAR 1e-06" in table and "| not resolvable |" in table
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 * 2 + 7
+    assert len(rows) == 4 * 2 + 8
     assert f"{stored['results'][0]['accuracy']:.4f}" in table
 
 
@@ -127,14 +127,34 @@ def test_what_fails_in_the_middle_leaves_nothing(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("protocol", "named"),
+    [
+        (["--pairs", "lfw.bin"], "row 0 of lfw.bin: its header"),
+        (["--pairs", "faces/pairs.txt"], r"faces/Person_0/Person_0_0001.jpg: its header"),
+        (["--ijb", "IJBC"], r"IJBC/loose_crop/\d+.jpg: its header"),
+        (["--probes", "faces", "--distractors", "others"], "Person_0_0001.jpg: its header"),
+    ],
+)
+def test_the_bound_on_pixels_holds_in_every_protocol(data, monkeypatch, protocol, named):
+    monkeypatch.chdir(data)
+    line = ["--model", "model", "--output_dir", "out", *protocol, "--max_megapixels", "0.001"]
+    with pytest.raises(
+        UserError, match=rf"{named} announces \d+ x \d+ pixels, and max_megapixels allows 0.001 million"
+    ):
+        evaluate(parse_settings(line))
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         ([], "nothing to evaluate on"),
+        (["--max_megapixels", "0"], "max_megapixels is 0.0; it must be above 0, and at most 178"),
         (["--probes", "."], "identification takes both"),
+        (["--pairs", "lfw.bin", "--noises", "n.txt"], "give these as well"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--batch_size", "many"], "settings cannot be used.*batch_size"),
         (["--bathc_size", "3"], "settings cannot be used.*bathc_size"),
-        (["--probes", "no_such_folder", "--distractors", "."], "no images in no_such_folder"),
+        (["--probes", "no_such_folder", "--distractors", "."], "there is no folder .*no_such_folder"),
         (["--probes", "others/Person_20", "--distractors", "others"], None),
         (["--pairs", "lfw.bin", "--model", "no/such/model"], "no folder no/such/model here"),
         (["--pairs", "lfw.bin", "--output_dir", "faces"], "faces exists already"),

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from ffc_ds.models import build_backbone
+from ffc_ds.models.opening import load_backbone
+from launch.export import main
 from tests.export.finished_run import finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +31,17 @@ def test_hub(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"written: {tmp_path / 'out'}" in done.stdout
     assert {"README.md", "model.safetensors", "class_state"} <= set(os.listdir(tmp_path / "out"))
+
+
+def test_from_insightface(tmp_path, capsys):
+    net = build_backbone("iresnet18", image_size=32, embedding_size=8, width=1 / 16)
+    torch.save({"state_dict_backbone": net.state_dict()}, tmp_path / "checkpoint_gpu_0.pt")
+    arguments = [str(tmp_path / "checkpoint_gpu_0.pt"), str(tmp_path / "out"), "--name", "iresnet18"]
+    main(["from-insightface", *arguments, "--embedding-size", "8", "--net", "state_dict_backbone."])
+    assert "iresnet18, embeddings of 8 numbers, its tensors called state_dict_backbone.*" in capsys.readouterr().out
+    found = load_backbone(tmp_path / "out")
+    assert (found.config.depth, found.config.image_size, found.config.embedding_size) == (18, 32, 8)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_bad_input_is_one_message_and_leaves_nothing(tmp_path):

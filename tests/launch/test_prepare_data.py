@@ -1,5 +1,6 @@
 """`launch/prepare_data.py` through its front door: every source, and every bad input once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from ffc_ds.data.loading import load_faces
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from launch.prepare_data import main
 from tests.data.importers.formats import pictures, rows
@@ -38,20 +39,23 @@ def sources(tmp_path):
     }
 
 
-def run(*arguments):
+def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "launch/prepare_data.py", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["recordio", "lmdb", "webdataset"])
 def test_every_format_arrives_identical(sources, kind, tmp_path, monkeypatch):
-    main([*sources[kind], str(tmp_path / "out"), "--workers", "1", "--on-error", "stop", "--check=full"])
+    sharp = ["--check=full", "--max-megapixels", "0.00048"]  # 20 x 24 pixels
+    main([*sources[kind], str(tmp_path / "out"), "--workers", "1", "--on-error", "stop", *sharp])
     assert rows(tmp_path / "out") == EXPECTED
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     faces = load_faces(str(tmp_path / "out"), "train", "image", "label")
-    assert faces.encoded(range(12)) == list(IMAGES) and faces.labels.tolist() == [i // 3 for i in range(12)]
+    assert faces.encoded(range(12)) == list(IMAGES) and [faces.label(i) for i in range(12)] == [
+        i // 3 for i in range(12)
+    ]
 
 
 def test_an_image_folder_in_the_shell_looked_at_afterwards(tmp_path):
@@ -64,7 +68,7 @@ def test_an_image_folder_in_the_shell_looked_at_afterwards(tmp_path):
     assert f"12 images in {out}, 1 broken records (see {out}/broken.tsv)" in done.stdout
     assert "100%" in done.stderr and "images=12" in done.stderr
     assert {identity for *_, identity in rows(out)} == {name for name, count in COUNTS.items() if count > 1}
-    done = run("inspect", out)
+    done = run("inspect", out, HF_DATASETS_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert [" ".join(line.split()) for line in done.stdout.splitlines()[:2]] == ["images 12", "identities 3"]
     assert (out / "images_per_identity.png").is_file()
@@ -105,15 +109,47 @@ def test_bad_input_gives_one_message_and_leaves_nothing(sources, tmp_path):
     content = (recordio / "train.rec").read_bytes()
     (recordio / "train.rec").write_bytes(content[:32] + b"junk" + content[36:])
     refused("broken record 1: not a ", *sources["recordio"][:2], "--on-error", "stop", "--check", "full")
-    (recordio / "train.rec").write_bytes(b"junk" + content)
-    refused("not a RecordIO file", *sources["recordio"])
-    (recordio / "train.idx").unlink()
-    refused(r"there is no .*train\.idx", *sources["recordio"])
+    (recordio / "train.rec").write_bytes(b"junk")
+    refused("not a RecordIO file: it is a text", *sources["recordio"])
+    (recordio / "train.rec").unlink()
+    refused(r"there is no .*train\.rec", *sources["recordio"])
+
+
+@pytest.mark.parametrize("kind, name", [("recordio", "train.rec"), ("lmdb", "data.mdb"), ("webdataset", "a.tar")])
+def test_an_import_of_a_source_that_changed_since_is_refused(sources, kind, name, tmp_path):
+    arguments = [*sources[kind], str(tmp_path / "out"), "--workers", "1"]
+    main(arguments)
+    main(arguments)
+    path = Path(sources[kind][1]) / name
+    content, times = path.read_bytes(), path.stat()
+    place = content.index(IMAGES[7][-40:])
+    path.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(
+        UserError, match="the source's files changed since .*out was begun: give another folder"
+    ) as told:
+        main(arguments)
+    assert len(str(told.value)) < 300
+    assert rows(tmp_path / "out") == EXPECTED
+    path.write_bytes(content)
+    main(arguments)
+
+
+def test_records_without_an_index_in_the_shell(sources, tmp_path):
+    source = Path(sources["recordio"][1])
+    (source / "train.idx").unlink()
+    content = bytearray((source / "train.rec").read_bytes())
+    content[:8] = bytes(8)
+    (source / "train.rec").write_bytes(content)
+    done = run("recordio", source, tmp_path / "out", "--workers", "1")
+    assert done.returncode == 0 and rows(tmp_path / "out") == EXPECTED[1:]
+    assert "train.idx, so the records of train.rec are found by scanning" in done.stdout
+    assert "11 images in" in done.stdout and "1 broken records" in done.stdout and "broken: byte 0: " in done.stdout
 
 
 def test_a_folder_that_can_neither_be_looked_at_nor_uploaded(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    for command, reason in ((["inspect"], "no train-.*parquet in"), (["push"], "repo"), (["push", "a/b"], "no token")):
+    for command, reason in ((["inspect"], "cannot open dataset"), (["push"], "repo"), (["push", "a/b"], "no token")):
         with pytest.raises(UserError, match=reason):
             main([command[0], str(tmp_path), *command[1:]])
     assert not list(tmp_path.iterdir())

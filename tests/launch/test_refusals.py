@@ -2,12 +2,14 @@
 
 import json
 import socket
+import subprocess
+import sys
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.launched import TINY, launch, train, train_tiny
+from tests.launched import ROOT, TINY, environment, launch, train, train_tiny
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
@@ -33,6 +35,21 @@ def refused(*arguments, mentions, start=train):
 
 def test_misspelt_setting(tmp_path):
     refused("--head.margn", "am", mentions=["head.margn", "head.margin"], start=launch)
+
+
+def test_a_wrong_ds_config_is_found_before_any_data_is_read_from_any_folder(tmp_path):
+    (tmp_path / "odd.json").write_text('{"zero_optimization": {"stage": 7}}')
+    arguments = ("--config", "launch/recipes/quickstart.yaml", "--deepspeed", "odd.json", "--data.train", "./nowhere")
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "train.py", *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "error: DeepSpeed cannot work with odd.json" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.json"]
 
 
 def test_missing_column(tmp_path):

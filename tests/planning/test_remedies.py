@@ -74,7 +74,6 @@ def test_speed():
 
 def test_host():
     host = make_plan(LARGE, NET).host
-    assert host["labels"] == 8 * 8 * 1e9
     assert host["identity index, mapped from disk"] == 8 * (1e9 + 100e6 + 1 + 100e6)
     on_host = replace(LARGE, head="full_fc", class_memory="host")
     assert make_plan(on_host, NET).host["pool index, class optimizer"] == 100e6 * 512 * 4

@@ -104,6 +104,26 @@ def test_what_does_not_fit_is_named(tmp_path):
         assert all(word in message for word in mentions), message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON that can be used"),
+        (b'{"step": 5', "is not JSON that can be used"),
+        (b"\xff\xfe{", "is not UTF-8 text"),
+        (b"[" * 9999, "nested too deeply"),
+        (b"[]", "does not say what is in it"),
+        (b'{"step": 5, "identity": {}, "files": [], "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
+        (b'{"step": "5", "identity": {}, "files": {}, "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_a_run_json_that_cannot_be_used(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path} is no complete checkpoint: .*run.json.* {message}"):
+        checkpoint.verify(tmp_path, {}, 0)
+
+
 def different_pools(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(5) + rank(), torch.ones(5, 4))

@@ -1,5 +1,6 @@
 """The engine on two ranks: a step that is not finite is refused everywhere, and gradients are those of one process."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,33 @@ def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
     with pytest.raises(UserError) as caught:
         read_deepspeed_config(config)
     assert all(word in str(caught.value) for word in mentions), caught.value
+
+
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        ({"zero_optimization": {"stage": 7}}, ["stage", "7"]),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "large"}}, ["reduce_bucket_size", "large"]),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, ["fp16"]),
+        ({"communication_data_type": 3}, ["DeepSpeed cannot work with"]),
+        ({"optimizer": {"type": "AdamX", "params": {}}}, ["optimizer AdamX"]),
+        ({"optimizer": {"type": "RAdam"}}, None),
+        ({"optimizer": {"type": "Adam", "params": {"lr": "auto"}}}, None),
+    ],
+)
+def test_what_deepspeed_would_not_take_is_known_before_there_is_a_net(tmp_path, content, mentions):
+    from ffc_ds.training.engine import check_deepspeed_config
+
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(content))
+    config = Config(deepspeed=str(path))
+    config.data.batch_size = ROWS
+    if mentions is None:
+        check_deepspeed_config(config)
+        return
+    with pytest.raises(UserError) as caught:
+        check_deepspeed_config(config)
+    assert all(word in str(caught.value) for word in [str(path), *mentions]), caught.value
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -5,10 +5,9 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 
-from ffc_ds.data.importers.inspection import Inspection, examine, long_tail, long_tail_figure, span
+from ffc_ds.data.importers.inspection import FIGURE, Inspection, examine, long_tail, long_tail_figure, span
 from ffc_ds.errors import UserError
 
-FIGURE = "images_per_identity.png"
 UPLOADED = ["train-*.parquet", "README.md", FIGURE]
 CARD = """\
 ---

@@ -1,23 +1,29 @@
-"""What a folder of parquet files holds: identities, images, the long tail, broken and repeated images."""
+"""What a dataset holds: identities, images, the long tail, broken and repeated images."""
 
 import hashlib
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, check_max_megapixels
+from ffc_ds.data.faces import Faces
+from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken
 from ffc_ds.data.importers.processes import process_pool, results
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
 from ffc_ds.progress import progress
 
 BAR = 40  # characters
-BATCH = 256  # images
+FIGURE = "images_per_identity.png"
+PART = 8192  # images of one task
+BATCH = 256  # images in memory at once
 
 
 class Inspection(NamedTuple):
@@ -40,62 +46,97 @@ class Inspection(NamedTuple):
         return len(self.images_per_identity)
 
 
-def inspect(folder: str, split: str = "train", check: Check = "header", workers: int | None = None) -> None:
-    """Print what a folder of parquet files holds, and draw images_per_identity.png into it.
+def inspect(
+    name: str,
+    split: str = "train",
+    check: Check = "header",
+    workers: int | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    figure: str | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> None:
+    """Print what a dataset holds, and draw how many identities have how many images.
 
     Args:
-        folder: holds SPLIT-*.parquet with the columns image and label.
+        name: anything that training takes: a folder of parquet files or of images, a name on the hub, generated:...
         split: which of its splits.
         check: how an image is tested: by its header and its end, or by decoding it.
         workers: processes; by default one for each core.
+        image_column: holds images or their encoded bytes.
+        label_column: holds the identities.
+        figure: PNG to write; by default images_per_identity.png in the folder, if it is one of parquet files, or here.
+        max_megapixels: an image whose header announces more is broken; at most 178.
     """
-    found = examine(folder, split, check, workers)
-    figure = Path(folder) / "images_per_identity.png"
+    check_max_megapixels(max_megapixels, "--max_megapixels")
+    found = examine(name, split, check, workers, image_column, label_column, max_megapixels)
+    parquet = any(Path(name).glob("*.parquet"))
+    path = Path(figure or (Path(name, FIGURE) if parquet else FIGURE))
     try:
-        long_tail_figure(found.images_per_identity, figure)
+        long_tail_figure(found.images_per_identity, path)
     except OSError as error:
-        raise UserError(
-            f"the figure {figure} cannot be written ({error.strerror}): see to the folder's rights"
-        ) from error
-    print(describe(found), f"{'figure':<14}{figure}", sep="\n")
+        raise UserError(f"the figure {path} cannot be written ({error.strerror}): choose another --figure") from error
+    print(describe(found), f"{'figure':<14}{path}", sep="\n")
 
 
-def examine(folder: str, split: str, check: Check, workers: int | None) -> Inspection:
-    """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if there is none."""
-    files = sorted(Path(folder).glob(f"{split}-*.parquet"))
-    if not files:
-        raise UserError(f"there is no {split}-*.parquet in {folder}: give a folder that prepare_data.py wrote")
-    with process_pool(workers) as pool, progress(desc="inspect", unit="files", total=len(files)) as bar:
-        parts = []
-        for part in results([pool.submit(examine_file, file, check) for file in files]):
-            parts.append(part)
-            bar.update()
-    labels, hashes = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    if not len(labels):
-        raise UserError(f"the {split}-*.parquet in {folder} hold no images")
+def examine(
+    name: str,
+    split: str,
+    check: Check,
+    workers: int | None,
+    image_column: str = "image",
+    label_column: str = "label",
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Inspection:
+    """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if it cannot be opened."""
+    faces = load_faces(name, split, image_column, label_column)
+    index, hashes, broken = IdentityIndex.build(faces.labels), np.empty(len(faces), np.uint64), {}
+    labels = np.empty(len(faces), np.int64)
+    labels[index.images] = np.repeat(np.arange(index.identities), index.counts)
+    opened = name, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE)
+    look = partial(examine_rows, opened, check, max_megapixels)
+    with process_pool(workers) as pool, progress(desc="inspect", unit="images", total=len(faces)) as bar:
+        futures = [pool.submit(look, start, min(start + PART, len(faces))) for start in range(0, len(faces), PART)]
+        for start, found, broken[start] in results(futures):
+            hashes[start : start + len(found)] = found
+            bar.update(len(found))
     order = np.lexsort((labels, hashes))
     same = hashes[order][1:] == hashes[order][:-1]
     shared = same & (labels[order][1:] != labels[order][:-1])
-    counts = np.unique(labels, return_counts=True)[1]
-    broken = sorted((one for *_, part in parts for one in part), key=lambda one: one.key.partition(" row ")[0])
-    return Inspection(counts, broken, int(same.sum()), int(shared.sum()))
+    every = [one for start in sorted(broken) for one in broken[start]]
+    return Inspection(index.counts, every, int(same.sum()), int(shared.sum()))
 
 
-def examine_file(file: Path, check: Check) -> tuple[np.ndarray, np.ndarray, list[Broken]]:
-    """Labels (int64 [n]), hashes of the bytes (uint64 [n]) and broken images of one parquet file."""
-    labels, hashes, broken = [np.empty(0, np.int64)], [], []
+def examine_rows(
+    opened: tuple[str, ...], check: Check, max_megapixels: float, start: int, stop: int
+) -> tuple[int, np.ndarray, list[Broken]]:
+    """`start`, hashes of the bytes (uint64 [stop - start]) and broken images of these rows."""
+    faces = _faces(*opened)
+    hashes, broken = [], []
+    for first in range(start, stop, BATCH):
+        rows = np.arange(first, min(first + BATCH, stop))
+        for row, image in zip(rows.tolist(), _encoded(faces, rows), strict=True):
+            missing = isinstance(image, str)
+            reason = image if missing else damage(image, check, max_megapixels)
+            if reason is not None:
+                broken.append(Broken(faces.where(row), reason.removeprefix(f"{faces.where(row)} ")))
+            hashes.append(hashlib.blake2b(b"" if missing else image, digest_size=8).digest())
+    return start, np.frombuffer(b"".join(hashes), np.uint64), broken
+
+
+@lru_cache(1)
+def _faces(name: str, split: str, image_column: str, label_column: str, cache: str) -> Faces:
+    """The dataset, opened once in each worker, from the copy that its parent made."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    return load_faces(name, split, image_column, label_column)
+
+
+def _encoded(faces: Faces, rows: np.ndarray) -> list[bytes | str]:
+    """The images, or why there is none."""
     try:
-        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["image.bytes", "label"]):
-            labels.append(batch["label"].cast(pa.int64()).to_numpy())
-            for image in batch["image"].field("bytes").to_pylist():
-                image = image or b""
-                reason = damage(image, check)
-                if reason is not None:
-                    broken.append(Broken(f"{file.name} row {len(hashes)}", reason))
-                hashes.append(hashlib.blake2b(image, digest_size=8).digest())
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read as images with integer labels ({error}): get it again") from error
-    return np.concatenate(labels), np.frombuffer(b"".join(hashes), np.uint64), broken
+        return faces.encoded(rows)
+    except UserError as error:
+        return [str(error)] if len(rows) == 1 else [one for row in rows for one in _encoded(faces, row[None])]
 
 
 def long_tail(images_per_identity: np.ndarray) -> list[tuple[int, int, int]]:

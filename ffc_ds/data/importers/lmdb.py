@@ -10,7 +10,17 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from ffc_ds.data.importers.plan import Broken, Lines, Plan, Record, check_count, divide_lines, parse_label
+from ffc_ds.data.importers.plan import (
+    Broken,
+    Lines,
+    Plan,
+    Record,
+    check_count,
+    check_size,
+    content_of,
+    divide_lines,
+    parse_label,
+)
 from ffc_ds.errors import UserError
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
@@ -34,14 +44,16 @@ def plan_lmdb(source: str, keys: str, shard_images: int = 20_000) -> Plan:
     if not key_file.is_file():
         raise UserError(f'there is no key file {key_file}: it has a line "key label" for each image')
     with _open(path) as database:
-        stat, pages = database.stat(), database.info()["last_pgno"] + 1
+        stat, info = database.stat(), database.info()
+    pages = info["last_pgno"] + 1
     if data.stat().st_size < pages * stat["psize"]:
         raise UserError(f"{data} is cut short: it has {pages * stat['psize']} bytes by its own account; copy it again")
     parts = divide_lines(key_file, shard_images)
     if not parts or len(parts[0].read()[0].split()) < 2:
         raise UserError(f'{key_file} does not start with a line "key label", as the key file of an LMDB does')
-    about = {"lmdb": str(path.resolve()), "entries": stat["entries"], "keys": str(key_file.resolve())}
-    about |= {"bytes of keys": key_file.stat().st_size, "images of a file": shard_images}
+    about = {"lmdb": str(path.resolve()), "keys": str(key_file.resolve()), "images of a file": shard_images}
+    # A transaction can leave most of the file as it was.
+    about["content"] = f"{content_of([data, key_file])} {info['last_txnid']}"
     return Plan(about, [partial(read_values, path, lines) for lines in parts])
 
 
@@ -53,13 +65,18 @@ def read_values(path: Path, lines: Lines) -> Iterator[Record | Broken]:
             name = key.decode(errors="replace")
             try:
                 label = parse_label(label[0] if label else b"")
-                with database.begin() as transaction:  # one of its own, since a damaged page ends a transaction
-                    value = transaction.get(key)
-                if value is None:
-                    raise ValueError("the LMDB has no such key")
-                yield Record(name, image_of(value), label, str(label))
+                yield Record(name, image_of(_value(database, key)), label, str(label))
             except (ValueError, _library().Error) as error:
                 yield Broken(name, str(error))
+
+
+def _value(database, key: bytes) -> bytes:
+    with database.begin(buffers=True) as transaction:  # one of its own, since a damaged page ends a transaction
+        value = transaction.get(key)
+        if value is None:
+            raise ValueError("the LMDB has no such key")
+        check_size(len(value))
+        return bytes(value)
 
 
 def image_of(value: bytes) -> bytes:

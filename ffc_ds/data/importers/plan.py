@@ -1,11 +1,16 @@
 """What every source of images hands over: a plan of jobs, each of which reads the images of one parquet file."""
 
-from collections.abc import Callable, Iterator
+import codecs
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ffc_ds.data.content import content_fingerprint
 from ffc_ds.errors import UserError
+
+BOM = codecs.BOM_UTF8  # what Windows puts in front of a text
+LARGEST = 1 << 29  # bytes of an encoded image
 
 
 class Record(NamedTuple):
@@ -34,7 +39,7 @@ Job = Callable[[], Iterator[Record | Broken]]
 
 
 class Plan(NamedTuple):
-    """How to read a source. Its memory grows with the number of jobs or of identities, not of images."""
+    """How to read a source. Its memory grows with the number of jobs, of identities, or of files, not of records."""
 
     about: dict[str, Any]
     """What tells this source and its division into jobs from another, as JSON holds it."""
@@ -54,13 +59,17 @@ class Lines(NamedTuple):
     def read(self) -> list[bytes]:
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            return file.read(self.length).splitlines()
+            text = file.read(self.length)
+        return (text if self.start else text.removeprefix(BOM)).splitlines()
 
 
 def divide_lines(path: Path, count: int) -> list[Lines]:
-    """All lines of a file, `count` at a time."""
+    """All lines of a file, `count` at a time. Raises UserError for UTF-16."""
     parts, start = [], 0
     with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{path} is a text in UTF-16: save it as UTF-8")
+        file.seek(0)
         while length := sum(map(len, islice(file, count))):
             parts.append(Lines(path, start, length))
             start += length
@@ -73,15 +82,26 @@ def check_count(shard_images: int) -> None:
         raise UserError(f"--shard_images is {shard_images}: a parquet file holds at least one image")
 
 
+def content_of(files: Iterable[Path]) -> str:
+    """What `Plan.about` says of the files that a source is read from, under "content"."""
+    return content_fingerprint((str(file.resolve()), file) for file in files)
+
+
+def check_size(size: int) -> None:
+    """Raises ValueError, which says so, if a file or value of `size` bytes is too large for an image."""
+    if size > LARGEST:
+        raise ValueError(f"it has {size:,} bytes, and images are read up to {LARGEST:,}")
+
+
 def printable(name: str) -> str:
-    """A file's name as it can be stored; one that is no UTF-8 loses letters."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    """A file's name as it can be stored; bytes that are no UTF-8 become \\xNN, and different names stay different."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def parse_label(text: bytes | str) -> int:
     """Raises ValueError, which says so, for anything but a whole number from 0 that int64 holds."""
     try:
-        label = int(text)
+        label = int(text.removeprefix(BOM) if isinstance(text, bytes) else text)
     except ValueError:
         raise ValueError(f"its label is {text!r}, not an integer") from None
     if not 0 <= label < 2**63:

@@ -40,6 +40,7 @@ def results(futures: list[Future]) -> Iterator:
 
 
 def _start() -> None:
+    os.environ["RANK"] = "1"  # what rank 0 says of the data, the parent has said
     # Ctrl-C goes to the whole group; what a worker has begun is finished and kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()

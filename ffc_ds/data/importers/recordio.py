@@ -1,85 +1,84 @@
 """InsightFace's sets: `train.rec`, `train.idx`, `property`, in MXNet's RecordIO, read without MXNet.
 
-A record is a magic number, a word with 3 bits that say which part of a record this is and 29 bits of length, the data,
-and padding to 4 bytes. Data that contain the magic number are cut there, and the number is left out. The data of an
-image are a header (flag, float label, two ids), `flag` further float labels if flag is not 0, and the encoded image.
+The data of an image are a header (flag, float label, two ids), `flag` further float labels if flag is not 0, and the
+encoded image.
 """
 
 import struct
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice, pairwise
+from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from ffc_ds.data.importers.plan import Broken, Lines, Plan, Record, check_count, divide_lines
+from ffc_ds.data.file_kind import file_kind
+from ffc_ds.data.importers.image_check import damage
+from ffc_ds.data.importers.plan import BOM, Broken, Lines, Plan, Record, check_count, content_of, divide_lines
+from ffc_ds.data.importers.record_file import MAGIC, is_start, next_start, opened, records, scan
 from ffc_ds.errors import UserError
 
-MAGIC = struct.pack("<I", 0xCED7230A)
 HEADER = struct.Struct("<IfQQ")
-WHOLE, FIRST, LAST = 0, 1, 3
 LARGEST_LABEL = 2**24  # beyond it a float32 skips integers, and two identities would be one
+START = 1 << 20  # bytes; a file in which no record starts there is of another kind
+SAMPLE = 100  # records that tell how large they are
 
 
 def plan_recordio(source: str, shard_images: int = 20_000) -> Plan:
     """Plan the import of an InsightFace set, with or without the header record that lists its identities.
 
     Args:
-        source: folder with train.rec, train.idx and perhaps property, or a .rec file with its .idx beside it.
-        shard_images: images of one parquet file.
+        source: folder with train.rec and perhaps train.idx and property, or a .rec file, perhaps with its .idx beside
+            it. Without an index that fits, the records are found by scanning.
+        shard_images: images of one parquet file; without an index, about so many.
     """
     check_count(shard_images)
     rec = Path(source) / "train.rec" if Path(source).is_dir() else Path(source)
-    idx = rec.with_suffix(".idx")
-    for path, content in ((rec, "images and labels"), (idx, "where each record starts")):
-        if not path.is_file():
-            raise UserError(f"there is no {path} ({content}): give the folder with train.rec and train.idx")
-    with open(rec, "rb") as file:
-        if file.read(4) != MAGIC:
-            raise UserError(f"{rec} is not a RecordIO file: it does not start with the magic number of one")
-    about = {"recordio": str(rec.resolve()), "bytes": rec.stat().st_size, "index bytes": idx.stat().st_size}
-    about |= {"identities": _count_identities(rec.parent / "property"), "images of a file": shard_images}
-    jobs = [partial(read_records, rec, lines, about["identities"]) for lines in divide_lines(idx, shard_images)]
-    if not jobs:
-        raise UserError(f"{idx} is empty: make it again (im2rec or rec2idx of MXNet do), or get it again")
-    return Plan(about, jobs)
+    idx, described = rec.with_suffix(".idx"), rec.parent / "property"
+    if not rec.is_file():
+        raise UserError(f"there is no {rec} (images and labels): give the folder with train.rec, or a .rec file")
+    identities = _count_identities(described)
+    with opened(rec) as data:
+        if next_start(data, 0, START) == len(data):
+            raise UserError(f"{rec} is not a RecordIO file: it is {file_kind(rec) or 'of an unknown kind'}")
+        try:
+            starts, parts = _divide_index(idx, data, shard_images)
+        except ValueError as reason:
+            print(f"{reason}, so the records of {rec.name} are found by scanning")
+            places = range(0, len(data), _bytes_of(data, shard_images))
+            starts, parts = [next_start(data, place) for place in places], [None] * len(places)
+        borders = pairwise([0, *starts[1:], len(data)])
+    about = {"recordio": str(rec.resolve()), "identities": identities, "images of a file": shard_images}
+    about["content"] = content_of(file for file in (rec, idx, described) if file.is_file())
+    ranges = zip(borders, parts, strict=True)
+    return Plan(about, [partial(read_records, rec, *border, lines, identities) for border, lines in ranges])
 
 
-def read_records(rec: Path, lines: Lines, identities: int | None) -> Iterator[Record | Broken]:
-    """The images that these lines of the index point at; labels count to `identities`."""
-    # Larger than most images, so that neighbours come from the disk in one go.
-    with open(rec, "rb", buffering=1 << 20) as file:
-        for line in lines.read():
-            key = line.partition(b"\t")[0].decode(errors="replace")
+def read_records(
+    rec: Path, start: int, stop: int, lines: Lines | None, identities: int | None
+) -> Iterator[Record | Broken]:
+    """The images from byte `start` to `stop`, where records start or the file ends; labels count to `identities`.
+
+    They are those that these lines of the index point at or, if one of them does not point at a record, all there are.
+    """
+    with opened(rec) as data:
+        keys = dict(_entries(lines)) if lines else {}
+        inside, beyond = ([at for at in keys if (at < len(data)) == side] for side in (True, False))
+        trusted = keys and all(is_start(data, at) for at in inside)
+        for position, end, content in records(data, inside) if trusted else scan(data, start, stop, _is_whole):
             try:
-                labels, image = unpack(read_record(file, _offset(line)))
+                if isinstance(content, ValueError):
+                    raise content
+                labels, image = unpack(content)
                 if not _describes_the_set(labels, image):
                     label = _label(labels, identities)
-                    yield Record(key, image, label, str(label))
+                    yield Record(keys.get(position, f"byte {position}"), image, label, str(label))
             except ValueError as error:
-                yield Broken(key, str(error))
-
-
-def read_record(file: BinaryIO, offset: int) -> bytes:
-    """The data of the record that starts at `offset`, parts joined. Raises ValueError if it is damaged."""
-    file.seek(offset)
-    parts, part_kind = [], FIRST
-    while part_kind not in (WHOLE, LAST):
-        head = file.read(8)
-        if head[:4] != MAGIC[: len(head)]:
-            raise ValueError(f"no magic number at byte {file.tell() - len(head)}")
-        if len(head) < 8:
-            raise ValueError("truncated: the file ends in it")
-        word = struct.unpack("<4xI", head)[0]
-        part_kind, length = word >> 29, word & (1 << 29) - 1
-        if (part_kind in (WHOLE, FIRST)) == bool(parts):
-            raise ValueError("its parts are out of order")
-        parts.append(file.read(length))
-        if len(parts[-1]) < length:
-            raise ValueError("truncated: the file ends in it")
-        file.seek(-length % 4, 1)
-    return MAGIC.join(parts)
+                for key in [key for at, key in keys.items() if position <= at < end] or [f"byte {position}"]:
+                    yield Broken(key, str(error))
+        for at in beyond:
+            yield Broken(keys[at], f"truncated: the file ends before byte {at}, where it should start")
 
 
 def unpack(data: bytes) -> tuple[np.ndarray, bytes]:
@@ -91,19 +90,63 @@ def unpack(data: bytes) -> tuple[np.ndarray, bytes]:
     return labels, data[HEADER.size + 4 * count :]
 
 
+def _is_whole(content: bytes) -> bool:
+    """Whether a record ends where its length says, which is damaged otherwise."""
+    try:
+        labels, image = unpack(content)
+    except ValueError:
+        return False
+    return _describes_the_set(labels, image) or damage(image, "header") is None
+
+
+def _bytes_of(data: mmap, count: int) -> int:
+    """About how many bytes so many records have."""
+    starts = [start for start, *_ in islice(scan(data, 0, len(data), _is_whole), SAMPLE)]
+    return max(next_start(data, starts[-1] + len(MAGIC)) * count // len(starts), 1)
+
+
+def _divide_index(idx: Path, data: mmap, count: int) -> tuple[list[int], list[Lines]]:
+    """The lines of the index, `count` at a time, and where the first record of each part starts.
+
+    Raises ValueError, which says so, if there is no index or it cannot be that of these records.
+    """
+    if not idx.is_file():
+        raise ValueError(f"there is no {idx}")
+    starts, parts, last, astray = [], [], -1, 0
+    for part in divide_lines(idx, count):
+        offsets = [offset for offset, _ in _entries(part)]
+        if any(before >= after for before, after in pairwise([last, *offsets])):
+            raise ValueError(f"the offsets in {idx} are not in the order of records")
+        if offsets:
+            last = offsets[-1]
+            if not parts or offsets[0] >= len(data) or is_start(data, offsets[0]):
+                starts.append(min(offsets[0], len(data)))
+                parts.append(part)
+            else:  # this record is damaged, or this entry: the job before it finds out
+                parts[-1] = parts[-1]._replace(length=part.start + part.length - parts[-1].start)
+                astray += 1
+    if not parts or next_start(data, last + len(MAGIC)) < len(data):
+        raise ValueError(f"{idx} ends before the records do")
+    if astray > len(parts):
+        raise ValueError(f"{idx} does not point at records")
+    return starts, parts
+
+
+def _entries(lines: Lines) -> Iterator[tuple[int, str]]:
+    """Offset and key of each line of an index. Raises ValueError for a line that is no such thing."""
+    for line in filter(bytes.strip, lines.read()):
+        key, _, offset = line.strip().partition(b"\t")
+        if not offset.isdigit() or int(offset) >= 2**63:
+            raise ValueError(f"{lines.path} has the line {line[:80]!r}, which is not a key and an offset")
+        yield int(offset), key.decode(errors="replace")
+
+
 def _describes_the_set(labels: np.ndarray, image: bytes) -> bool:
     """Whether this is no image but the header (record 0) or an identity: a range of keys, which start at 1.
 
     The header says from which key on the identities stand, but as a float32, so wrongly beyond 2^24 images.
     """
     return not image and len(labels) == 2 and 1 <= labels[0] <= labels[1]
-
-
-def _offset(line: bytes) -> int:
-    offset = line.partition(b"\t")[2]
-    if not offset.strip().isdigit() or int(offset) >= 2**63:
-        raise ValueError(f"its line in the index is {line[:80]!r}, not a key and an offset")
-    return int(offset)
 
 
 def _label(labels: np.ndarray, identities: int | None) -> int:
@@ -119,6 +162,6 @@ def _count_identities(path: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        return int(path.read_bytes().split(b",")[0])
+        return int(path.read_bytes().removeprefix(BOM).split(b",")[0])
     except ValueError:
         raise UserError(f"{path} does not start with a number of identities: correct or remove it") from None

@@ -32,7 +32,7 @@ def test_whole_images_pass_and_every_truncation_is_found(kind, check):
 
 def test_the_header_check_decodes_only_what_it_doubts(monkeypatch):
     decoded = []
-    monkeypatch.setattr(image_check, "decode", lambda image, size: decoded.append(image))
+    monkeypatch.setattr(image_check, "decode", lambda image, size, max_megapixels: decoded.append(image))
     monkeypatch.setattr(image_check, "_complaint", lambda image, strict: decoded.append(image))
     odd = [KINDS["JPEG"] + b"\0\0", KINDS["PNG"] + b"more", KINDS["WEBP"]]
     for image in (KINDS["JPEG"], KINDS["PNG"], *odd):

@@ -1,14 +1,21 @@
 from collections import Counter
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ffc_ds.data.importers import inspection
 from ffc_ds.data.importers.inspection import examine, inspect, long_tail
 from ffc_ds.errors import UserError
 from tests.data.importers.formats import pictures
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(folder, files, split="train"):
@@ -36,7 +43,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("check", ["header", "full"])
 def test_everything_is_counted(folder, check):
     folder, content = folder
-    found = examine(folder, "train", check, workers=1)
+    found = examine(folder, "train", check, workers=2)
     identities = Counter(label for _, label in content)
     assert sorted(found.images_per_identity) == sorted(identities.values())
     assert found.images == 20 and found.identities == 7
@@ -45,7 +52,15 @@ def test_everything_is_counted(folder, check):
         images.setdefault(image or b"", []).append(label)
     assert found.repeated == sum(len(labels) - 1 for labels in images.values()) == 6
     assert found.shared == sum(len(set(labels)) - 1 for labels in images.values()) == 3
-    assert [key for key, _ in found.broken] == [f"train-00002-of-00003.parquet row {i}" for i in (10, 11, 12)]
+    assert [key for key, _ in found.broken] == [f"row {i} (label 5) of split 'train' of {folder}" for i in (17, 18, 19)]
+    assert found.broken[2].reason.startswith("has no image bytes and no readable file")
+
+
+def test_images_of_too_many_pixels_are_broken(tmp_path):
+    folder = write(tmp_path / "faces", [[(image, 1) for image in pictures(5)]])
+    found = examine(folder, "train", "header", 1, 23 * 20 / 1e6)
+    reason = "its header announces 20 x 24 pixels, and max_megapixels allows 0.00046 million"
+    assert found.broken == [("train-00000-of-00001.parquet row 4", reason)]
 
 
 def test_the_report_and_the_figure(folder, capsys):
@@ -54,7 +69,7 @@ def test_the_report_and_the_figure(folder, capsys):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:3] == ["images 20", "identities 7", "per identity mean 2.9, median 3, most 4 images"]
     assert lines[3:6] == ["1 2 " + "#" * 27, "2-3 2 " + "#" * 27, "4-7 3 " + "#" * 40]
-    assert "broken 3" in lines and "row 11: not a readable image of 0 bytes" in out
+    assert "broken 3" in lines and f"row 18 (label 5) of split 'train' of {folder[0]}: not a readable image of 0" in out
     assert "repeated 6 images have the bytes of another, 3 of them under another identity" in lines
     with Image.open(f"{folder[0]}/images_per_identity.png") as figure:
         assert figure.width > 500 and len(np.unique(np.asarray(figure.convert("L")))) > 10
@@ -67,22 +82,56 @@ def test_the_long_tail():
     assert bins[-2:] == [(2**39, 2**40 - 1, 1), (2**40, 2**41 - 1, 1)] and sum(n for *_, n in bins) == len(counts)
 
 
-def test_what_cannot_be_inspected_is_refused(tmp_path):
-    def refused(reason, folder):
-        with pytest.raises(UserError, match=reason):
-            inspect(str(folder), workers=1)
+def test_parts_and_workers_change_nothing(folder, monkeypatch):
+    expected = examine(folder[0], "train", "header", workers=1)
+    monkeypatch.setattr(inspection, "PART", 3)
+    monkeypatch.setattr(inspection, "BATCH", 2)
+    found = examine(folder[0], "train", "header", workers=3)
+    assert found.broken == expected.broken and found[2:] == expected[2:]
+    assert found.images_per_identity.tolist() == expected.images_per_identity.tolist()
 
-    refused("there is no train-.*parquet in", tmp_path)
-    refused("hold no images", write(tmp_path / "empty", [[]]))
+
+def test_whatever_training_takes(tmp_path, monkeypatch, capsys):
+    images = pictures(8)
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(images):
+        (tmp_path / "people" / str(i // 3)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / str(i // 3) / f"{i}.jpg").write_bytes(image[:-9] if i == 3 else image)
+    columns = {"photo": [{"bytes": image, "path": None} for image in images], "person": [i // 3 for i in range(8)]}
+    dataset = datasets.Dataset.from_dict(columns).cast_column("photo", datasets.Image())
+    datasets.DatasetDict(eval=dataset).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "tables").mkdir()
+    dataset.to_parquet(str(tmp_path / "tables" / "whatever.parquet"))
+    named = {"image_column": "photo", "label_column": "person"}
+    for name, settings, broken, figure in (
+        ("people", {}, 1, "images_per_identity.png"),
+        ("saved", named | {"split": "eval", "figure": "a.png"}, 0, "a.png"),
+        ("tables", named, 0, "tables/images_per_identity.png"),
+    ):
+        inspect(name, workers=1, **settings)
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert lines[:2] == ["images 8", "identities 3"] and f"broken {broken}" in lines
+        assert lines[-1] == f"figure {figure}" and (tmp_path / figure).is_file()
+    assert not list((tmp_path / "people").glob("*.png"))
+    inspect("generated:3:16", workers=1)
+    assert "identities 3" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_cannot_be_inspected_is_refused(tmp_path):
+    def refused(reason, folder, **settings):
+        with pytest.raises(UserError, match=reason):
+            inspect(str(folder), workers=1, **settings)
+
+    refused("no dataset folder .*none", tmp_path / "none")
+    (tmp_path / "nothing").mkdir()
+    refused("cannot open dataset", tmp_path / "nothing")
+    refused("empty", write(tmp_path / "empty", [[]]))
+    whole = write(tmp_path / "whole", [[(pictures(1)[0], 1)]])
+    refused("has no split 'test', it has train", whole, split="test")
+    refused("no column for the images called 'photo'", whole, image_column="photo")
     write(tmp_path / "cut", [[(pictures(1)[0], 1)]])
     path = next((tmp_path / "cut").glob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-9])
-    refused("cannot be read as images with integer labels", tmp_path / "cut")
-    for table in (
-        {"image": [b"bytes"], "label": [1]},
-        {"image": [{"bytes": b"x"}], "label": ["one"]},
-        {"image": [{"bytes": b"x"}], "label": pa.array([None], pa.int64())},
-        {"image": [{"bytes": b"x"}]},
-    ):
-        pq.write_table(pa.table(table), path)
-        refused("cannot be read as images with integer labels", tmp_path / "cut")
+    refused("cannot open dataset", tmp_path / "cut")
+    with pytest.raises(UserError, match="figure .*none/a.png cannot be written .*: choose another --figure"):
+        inspect(whole, workers=1, figure=str(tmp_path / "none" / "a.png"))

@@ -1,3 +1,4 @@
+import os
 import struct
 import sys
 
@@ -5,6 +6,7 @@ import lmdb
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from ffc_ds.data.importers import plan
 from ffc_ds.data.importers.lmdb import image_of, plan_lmdb
 from ffc_ds.errors import UserError
 from tests.data.importers.formats import collect, imported, pictures
@@ -106,6 +108,44 @@ def test_every_kind_of_damage_is_named_with_its_key(tmp_path):
         assert expected in reason
 
 
+def test_a_key_file_from_windows_does_no_harm(tmp_path):
+    images = pictures(6)
+    source = write_lmdb(tmp_path / "train", {f"a b/{i}.jpg": datum(image) for i, image in enumerate(images)})
+    keys = tmp_path / "keys.txt"
+    keys.write_bytes(b"\xef\xbb\xbf" + b"".join(b"a b/%d.jpg %d\r\n" % (i, i // 3) for i in range(6)))
+    for shard_images in (1, 4, 10):
+        records, broken = collect(plan_lmdb(str(source), str(keys), shard_images))
+        assert [(r.key, r.image, r.label) for r in records] == [(f"a b/{i}.jpg", images[i], i // 3) for i in range(6)]
+        assert not broken
+    keys.write_text("a b/0.jpg 0\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"keys\.txt is a text in UTF-16: save it as UTF-8"):
+        plan_lmdb(str(source), str(keys))
+
+
+def test_a_value_too_large_for_an_image_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "LARGEST", 10_000)
+    source = write_lmdb(tmp_path / "train", {"small": datum(pictures(1)[0]), "large": bytes(10_001)})
+    records, broken = collect(plan_lmdb(str(source), write_keys(tmp_path / "keys", ["large 0", "small 1"])))
+    assert [r.key for r in records] == ["small"]
+    assert broken == [("large", "it has 10,001 bytes, and images are read up to 10,000")]
+
+
+def test_a_changed_source_is_another_plan(tmp_path):
+    values = {f"{i}": image for i, image in enumerate(pictures(12))}
+    source, keys = write_lmdb(tmp_path / "train", values), write_keys(tmp_path / "keys", [f"{i} {i}" for i in values])
+    before = plan_lmdb(str(source), keys).about
+    assert plan_lmdb(str(source), keys).about == before
+    size, times = (source / "data.mdb").stat().st_size, (source / "data.mdb").stat()
+    write_lmdb(source, {"3": values["4"]})
+    os.utime(source / "data.mdb", ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = plan_lmdb(str(source), keys).about
+    assert (source / "data.mdb").stat().st_size >= size and {key for key in before if before[key] != changed[key]} == {
+        "content"
+    }
+    write_keys(tmp_path / "keys", [f"{i} {11 - int(i)}" for i in values])
+    assert plan_lmdb(str(source), keys).about["content"] not in (before["content"], changed["content"])
+
+
 def test_a_damaged_page_costs_the_keys_on_it(tmp_path):
     names = [f"{i:04d}" for i in range(500)]
     images = [pictures(3)[i % 3] for i in range(500)]
@@ -113,8 +153,8 @@ def test_a_damaged_page_costs_the_keys_on_it(tmp_path):
     content = bytearray((source / "data.mdb").read_bytes())
     content[40 * 4096 + 10 : 40 * 4096 + 12] = b"\0\0"  # says what kind of page it is
     (source / "data.mdb").write_bytes(content)
-    plan = plan_lmdb(str(source), write_keys(tmp_path / "keys", [f"{name} 1" for name in names]))
-    records, broken = collect(plan)
+    keys = write_keys(tmp_path / "keys", [f"{name} 1" for name in names])
+    records, broken = collect(plan_lmdb(str(source), keys))
     assert 1 <= len(broken) <= 10 and all("MDB_CORRUPTED" in reason for _, reason in broken)
     assert [(r.key, r.image) for r in records] == [
         pair for pair in zip(names, images, strict=True) if pair[0] not in dict(broken)

@@ -14,7 +14,7 @@ import pytest
 from ffc_ds.data.importers import shards
 from ffc_ds.data.importers.plan import Plan
 from ffc_ds.data.importers.shards import SCHEMA, write_part, write_shards
-from ffc_ds.data.loading import load_faces
+from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from tests.data.importers import formats
 from tests.data.importers.formats import IMAGES, ROWS, imported, plan_of, read, rows
@@ -31,7 +31,9 @@ def test_what_is_written_opens_as_images(tmp_path, monkeypatch, capsys):
     assert listed(tmp_path / "out") == [".prepare", *names]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     faces = load_faces(str(tmp_path / "out"), "train", "image", "label")
-    assert faces.encoded(range(12)) == list(IMAGES) and faces.labels.tolist() == [i // 3 for i in range(12)]
+    assert faces.encoded(range(12)) == list(IMAGES) and [faces.label(i) for i in range(12)] == [
+        i // 3 for i in range(12)
+    ]
     features = datasets.Features(
         image=datasets.Image(), label=datasets.Value("int64"), identity=datasets.Value("string")
     )
@@ -73,6 +75,20 @@ def test_the_check_finds_damaged_images(tmp_path, monkeypatch):
     assert all("not a " in reason for _, reason in report["broken"])
 
 
+@pytest.mark.parametrize("check", ["header", "full"])
+def test_an_image_of_too_many_pixels_is_a_broken_record(tmp_path, check):
+    found = imported(plan_of(), tmp_path / "out", check=check, max_megapixels=22 * 20 / 1e6)
+    assert found == [row for i, row in enumerate(ROWS) if i % 5 <= 2]  # of 20 to 24 times 20 pixels
+    table = (tmp_path / "out" / "broken.tsv").read_text().splitlines()
+    expected = [f"20 x {20 + i % 5} pixels, and max_megapixels allows 0.00044 million" for i in range(12) if i % 5 > 2]
+    assert [line.split("its header announces ")[1] for line in table] == expected
+    with pytest.raises(UserError, match="begun for another import .max_megapixels was 0.00044, now 64"):
+        imported(plan_of(), tmp_path / "out", check=check)
+    with pytest.raises(UserError, match="--max_megapixels is 200; it must be above 0, and at most 178"):
+        imported(plan_of(), tmp_path / "new", max_megapixels=200)
+    assert listed(tmp_path) == ["out"]
+
+
 def test_stop_names_the_record_and_skip_goes_on_from_there(tmp_path):
     journal = tmp_path / "journal"
     journal.mkdir()
@@ -110,11 +126,25 @@ def test_killed_while_files_get_their_names(tmp_path, monkeypatch):
     assert imported(plan_of(), tmp_path / "out") == ROWS
 
 
-def test_a_lost_file_is_missed(tmp_path):
+@pytest.mark.parametrize("keep, told", [(0, "is gone"), (-100, "has .* bytes, not the"), (None, "is gone")])
+def test_a_lost_file_and_a_cut_one_are_missed(tmp_path, keep, told):
     imported(plan_of(), tmp_path / "out")
-    (tmp_path / "out" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UserError, match="train-00001-of-00003.parquet was written and is gone"):
+    path = tmp_path / "out" / "train-00001-of-00003.parquet"
+    content = path.read_bytes()
+    path.unlink() if keep is None else path.write_bytes(content[:keep])
+    with pytest.raises(UserError, match=f"train-00001-of-00003.parquet was written and {told}.*: put it back"):
         imported(plan_of(), tmp_path / "out")
+    path.write_bytes(content)
+    assert imported(plan_of(), tmp_path / "out") == ROWS
+
+
+def test_a_file_cut_before_it_has_its_name_is_missed(tmp_path):
+    with pytest.raises(UserError, match="broken record key 11"):  # the two first ones are finished
+        imported(plan_of(broken=(11,)), tmp_path / "out", on_error="stop")
+    part = tmp_path / "out" / ".prepare" / "00000.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(UserError, match="train-00000-of-00003.parquet was written and has 50 bytes, not the"):
+        imported(plan_of(broken=(11,)), tmp_path / "out")
 
 
 SCRIPT = """
@@ -159,6 +189,13 @@ def test_a_folder_begun_for_something_else_is_left_alone(tmp_path):
     ):
         with pytest.raises(UserError, match=f"begun for another import .{changed}.: give another folder"):
             imported(plan, tmp_path / "out", **settings)
+    told = f"the source's files changed since {tmp_path}/out was begun: give another folder"
+    for about in ({"source": "test", "content": "0a1b"}, {"source": "test", "content": "0a1c"}):
+        with pytest.raises(UserError, match=told) as raised:
+            imported(plan_of(about=about), tmp_path / "out")
+        assert "0a1" not in str(raised.value)
+    with pytest.raises(UserError, match="import .source was test, now other; the source has other files."):
+        imported(plan_of(about={"source": "other", "content": "0a1b"}), tmp_path / "out")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("")
     with pytest.raises(UserError, match="used is not empty"):

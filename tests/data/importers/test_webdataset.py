@@ -1,6 +1,8 @@
 import gzip
 import io
+import os
 import tarfile
+import tracemalloc
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -66,6 +68,209 @@ def test_names_with_dots_other_files_and_long_names(tmp_path):
     assert [r.image for r in collect(plan_webdataset(str(tmp_path / "gz.tar")))[0]] == [image, other]
 
 
+def read(path, **settings):
+    """(key, image, label) of each record, and the keys of broken ones with their reasons."""
+    records, broken = collect(plan_webdataset(str(path), **settings))
+    return [(r.key, r.image, r.label) for r in records], dict(broken)
+
+
+def sample_files(count, ending="jpg"):
+    return [file for i in range(count) for file in ((f"{i}.{ending}", pictures(count)[i]), (f"{i}.cls", b"%d" % i))]
+
+
+WHOLE = [(f"x.tar/{i}", pictures(8)[i], i) for i in range(8)]
+NOISE = [
+    lambda name: (f"._{name}", b"\0\5\x16\7companion of macOS"),
+    lambda name: (f"__MACOSX/._{name}", b"\0\5\x16\7"),
+    lambda name: (f"PaxHeaders.42/{name}", b"30 mtime=1700000000.123456789"),
+    lambda name: (f"./PaxHeader/{name}", b"30 mtime=1700000000.123456789"),
+    lambda name: (f".cache/{name}", b""),
+    lambda name: (f"{name.partition('.')[0]}.txt", b"a caption"),
+]
+
+
+@pytest.mark.parametrize("kind", range(len(NOISE)))
+def test_what_lies_between_a_picture_and_its_label_costs_nothing(tmp_path, kind):
+    files = [each for file in sample_files(8) for each in (NOISE[kind](file[0]), file, NOISE[kind](file[0]))]
+    assert read(raw_tar(tmp_path / "x.tar", files)) == (WHOLE, {})
+
+
+def test_directories_links_and_headers_between_them(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "of all"}) as tar:
+        for number, (name, content) in enumerate(sample_files(8)):
+            folder = tarfile.TarInfo(f"{number}.jpg.d")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), {"mtime": "1700000000.5"}
+            tar.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("8.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "./3.jpg"
+        tar.addfile(link)
+        label = tarfile.TarInfo("8.cls")
+        label.size = 1
+        tar.addfile(label, io.BytesIO(b"3"))
+    found, broken = read(path)
+    assert sorted(found) == [*WHOLE, ("x.tar/8", pictures(8)[3], 3)] and not broken
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_files_of_a_sample_need_not_be_neighbours(tmp_path, compress):
+    files = sample_files(8)
+    for order in (files[::2] + files[1::2], files[1::2] + files[::2], files[1::2] + files[::2][::-1]):
+        raw_tar(tmp_path / "x.tar", order).write_bytes(compress((tmp_path / "x.tar").read_bytes()))
+        found, broken = read(tmp_path / "x.tar")
+        assert sorted(found) == WHOLE and not broken
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "jfif", "png", "WebP", "bmp", "gif", "tif", "TIFF"])
+def test_endings_of_pictures(tmp_path, ending):
+    assert read(raw_tar(tmp_path / "x.tar", sample_files(8, ending))) == (WHOLE, {})
+
+
+def test_names_with_dots(tmp_path):
+    a, b, c, d, e, f, *more = pictures(12)
+    files = [
+        *(
+            ("2020.01.02/a.b.jpg", a),
+            ("2020.01.02/a.b.cls", b"1"),
+            ("2020.01.02/a.c.jpg", b),
+            ("2020.01.02/a.c.cls", b"2"),
+        ),
+        *(
+            ("x.mask.png", more[0]),
+            ("x.rgb.png", more[1]),
+            ("x.jpg", c),
+            ("x.cls", b"3"),
+        ),  # those beside it are no photographs
+        *(("y.rgb.jpg", d), ("y.cls", b"4")),
+        *(("v1.0/z.jpg", e), ("v1.0/z.cls", b"5"), ("v1.0/z.png", more[2])),
+        *(("w.left.jpg", f), ("w.right.jpg", f), ("w.cls", b"6")),
+        *(("q.1.jpg", f), ("q.2.jpg", f), ("q.2.cls", b"7")),
+    ]
+    found, broken = read(raw_tar(tmp_path / "x.tar", files))
+    assert found == [
+        *(("x.tar/2020.01.02/a.b", a, 1), ("x.tar/2020.01.02/a.c", b, 2), ("x.tar/x", c, 3), ("x.tar/y", d, 4)),
+        *(("x.tar/v1.0/z", e, 5), ("x.tar/q.2", f, 7)),
+    ]
+    assert broken == {
+        "x.tar/w": "there are several pictures of it: w.left, w.right",
+        "x.tar/q.1": "there is no .cls of it",
+    }
+
+
+def test_labels_as_people_write_them(tmp_path):
+    image = pictures(1)[0]
+    forms = [b"7", b" 7\n", b"7\r\n", b"\xef\xbb\xbf7\r\n", b"007"]
+    files = [each for i, form in enumerate(forms) for each in ((f"{i}.jpg", image), (f"{i}.CLS", form))]
+    found, broken = read(raw_tar(tmp_path / "x.tar", files))
+    assert [label for *_, label in found] == [7] * 5 and not broken
+
+
+def test_labels_in_json_are_told_and_read(tmp_path):
+    image = pictures(1)[0]
+    texts = [
+        b'{"id": "a", "person": 7}',
+        b'\xef\xbb\xbf{"person": "8"}',
+        b'{"id": 1}',
+        b'{"person": true}',
+        b"[" * 10**5,
+    ]
+    files = [each for i, text in enumerate(texts) for each in ((f"{i}.jpg", image), (f"{i}.json", text))]
+    path = raw_tar(tmp_path / "x.tar", files)
+    told = (
+        r"x\.tar holds no \.cls file, .* but \.jpg, \.json; the entries of a \.json are id, person: --label .* json:KEY"
+    )
+    with pytest.raises(UserError, match=told):
+        read(path)
+    found, broken = read(path, label="json:person")
+    assert [label for *_, label in found] == [7, 8] and list(broken) == ["x.tar/2", "x.tar/3", "x.tar/4"]
+    assert broken["x.tar/2"] == "its .json has no 'person'" and "'True', not an integer" in broken["x.tar/3"]
+    assert plan_webdataset(str(path)).about != plan_webdataset(str(path), label="json:person").about
+    files = [(name.replace(".json", ".index"), content) for name, content in sample_files(8)]
+    raw_tar(path, [(name.replace(".cls", ".index"), content) for name, content in files])
+    assert read(path, label="index") == (WHOLE, {})
+
+
+def sparse_tar(path, members):
+    """A tar of (name, content, kind); zeros in place of a content that is a number, which take no room on the disk."""
+    with path.open("wb") as file:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, content if isinstance(content, int) else len(content)
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            if isinstance(content, int):
+                file.seek(max(content, 0), os.SEEK_CUR)
+            else:
+                file.write(content + bytes(-len(content) % 512))
+        file.write(bytes(10240))
+    return path
+
+
+@pytest.mark.parametrize(
+    "member, broken",
+    [
+        (("2.jpg", 1 << 32), {"x.tar/2": "it has 4,294,967,296 bytes, and images are read up to 536,870,912"}),
+        (
+            ("3.cls", 1 << 32),
+            {"x.tar/2": "there is no .jpg", "x.tar/3": "its .cls has 4,294,967,296 bytes, which is no"},
+        ),
+        (("3.mp4", 1 << 32), {"x.tar/2": "there is no .jpg"}),
+        (("2.jpg", 1 << 32, tarfile.GNUTYPE_LONGNAME), {"x.tar after 2": "a name of 4,294,967,296 bytes"}),
+        (("2.jpg", -512), {"x.tar after 2": "a file of -512 bytes"}),
+    ],
+)
+def test_a_member_of_4_gib_is_named_and_not_read(tmp_path, member, broken):
+    regular = [(*file, tarfile.REGTYPE) for file in sample_files(2)]
+    image = ("3.jpg", pictures(1)[0], tarfile.REGTYPE)
+    members = [*regular[:2], ("2.cls", b"2", tarfile.REGTYPE), (*member, tarfile.REGTYPE)[:3], *regular[2:]]
+    path = sparse_tar(tmp_path / "x.tar", [*members, image] if member[0] == "3.cls" else members)
+    tracemalloc.start()
+    found, told = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+    whole = not any("after" in key for key in broken)
+    assert [key for key, *_ in found] == ["x.tar/0", "x.tar/1"][: 1 + whole]
+    told = {key: reason for key, reason in told.items() if key in broken or key != "x.tar/2"}
+    assert told.keys() == broken.keys() and all(broken[key] in told[key] for key in broken)
+
+
+def test_tars_put_together_by_cat_are_told(tmp_path):
+    raw_tar(tmp_path / "x.tar", sample_files(8))
+    path = tmp_path / "two.tar"
+    path.write_bytes((tmp_path / "x.tar").read_bytes() * 2)
+    found, broken = read(path)
+    assert [label for *_, label in found] == list(range(8))
+    assert list(broken) == ["two.tar after 7"] and "more follows on the end of the archive" in broken["two.tar after 7"]
+
+
+def test_a_name_that_is_there_twice_is_told(tmp_path):
+    files = [*sample_files(8), ("3.JPG", pictures(9)[8])]
+    found, broken = read(raw_tar(tmp_path / "x.tar", files))
+    assert sorted(found) == [*WHOLE[:3], ("x.tar/3", pictures(9)[8], 3), *WHOLE[4:]]
+    assert broken == {"x.tar/3": "its .jpg is there twice: the later one is taken"}
+
+
+def test_companions_of_tars_are_no_tars(tars):
+    (tars / "._train-0.tar").write_bytes(b"\0\5\x16\7")
+    assert len(plan_webdataset(str(tars)).jobs) == 3
+
+
+def test_a_changed_tar_is_another_plan(tars):
+    before = plan_webdataset(str(tars)).about
+    path = tars / "train-1.tar"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content)
+    assert plan_webdataset(str(tars)).about == before
+    place = content.index(b"part/00006.cls") + 512
+    path.write_bytes(content[:place] + b"9" + content[place + 1 :])  # another label
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = plan_webdataset(str(tars)).about
+    assert {key for key in before if before[key] != after[key]} == {"content"}
+
+
 def test_every_broken_sample_is_named(tmp_path):
     image = pictures(1)[0]
     contents = [{"jpg": image}, {"cls": b"1"}, {"jpg": image, "cls": b"one"}, {"jpg": image, "cls": b"-1"}]
@@ -75,7 +280,7 @@ def test_every_broken_sample_is_named(tmp_path):
     records, broken = collect(plan_webdataset(str(tmp_path / "t")))
     assert [r.key for r in records] == ["x.tar/s4"] and [key for key, _ in broken] == [f"x.tar/s{i}" for i in range(4)]
     for (_, reason), expected in zip(
-        broken, ["there is no .cls", "no .jpg/jpeg/png", "b'one', not an integer", "count from 0"], strict=True
+        broken, ["there is no .cls", "no .jpg/jpeg/jfif/png", "b'one', not an integer", "count from 0"], strict=True
     ):
         assert expected in reason
 
@@ -98,6 +303,19 @@ def test_a_damaged_tar_says_what_is_lost(tars):
         assert [r.image for r in records] == [r[0] for r in EXPECTED[:kept]]
         assert [key for key, _ in broken[:-1]] == [f"train-9.tar/part/{i:05d}" for i in halved]
         assert broken[-1].key.startswith("train-9.tar after") and "its rest is lost" in broken[-1].reason
+
+
+def test_what_is_no_tar_is_called_what_it_is(tmp_path):
+    for content, told in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+        (b"<html>404</html>", "it is a web page"),
+        (b"", "it is empty"),
+        (b"PK\3\4" + bytes(600), "it is a zip archive"),
+        (pictures(1)[0], "it is a JPEG image"),
+    ):
+        (tmp_path / "x.tar").write_bytes(content)
+        records, ((key, reason),) = collect(plan_webdataset(str(tmp_path)))
+        assert not records and key == "x.tar after its start" and told in reason
 
 
 def test_what_holds_no_samples_is_refused(tmp_path):
@@ -138,7 +356,7 @@ def hub(tars, monkeypatch):
 
 def test_a_hub_dataset_is_downloaded_tar_by_tar(hub, tars):
     plan = plan_webdataset("owner/faces")
-    assert plan.about == {"hub": "owner/faces", "revision": "abc", "tars": 3, "pattern": "*"}
+    assert plan.about == {"hub": "owner/faces", "revision": "abc", "tars": 3, "pattern": "*", "label": "cls"}
     records, broken = collect(plan)
     assert [(r.image, r.label, r.identity) for r in records] == EXPECTED and not broken
     assert records[0].key == "b/train-0.tar/part/00000"

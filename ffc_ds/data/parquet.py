@@ -1,0 +1,119 @@
+"""Parquet files as memory-mapped Arrow, from which images can be taken one by one: converted once, on all cores."""
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import table_cast
+
+from ffc_ds.data.content import content_fingerprint
+from ffc_ds.errors import UserError
+from ffc_ds.progress import progress
+
+# Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
+PART_BYTES = 1 << 27
+PART_ROWS = 1 << 16
+
+
+def open_parquet(
+    files: Mapping[str, Sequence[str]], columns: Sequence[str], features: datasets.Features | None, cache: Path
+) -> dict[str, datasets.Dataset]:
+    """The splits that consist of these files, memory-mapped, with those of `columns` that they have.
+
+    A file that is not in `cache` yet, by its content, is converted there; interrupted, the rest is converted next time.
+    features: of the columns, where somebody says so, otherwise what the files say.
+    Raises UserError for a file that cannot be read or has not the columns of the others.
+    """
+    schemas = {split: _common_schema(paths, columns, features) for split, paths in files.items()}
+    converted = {split: [_place(path, schemas[split], cache) for path in paths] for split, paths in files.items()}
+    missing = {
+        place: (path, schemas[split])
+        for split, paths in files.items()
+        for path, place in zip(paths, converted[split], strict=True)
+        if not place.exists()
+    }
+    _convert_all(missing)
+    return {
+        split: datasets.concatenate_datasets([datasets.Dataset.from_file(str(place)) for place in places])
+        for split, places in converted.items()
+    }
+
+
+def _common_schema(files: Sequence[str], columns: Sequence[str], features: datasets.Features | None) -> pa.Schema:
+    schemas = [_schema(file) for file in files]
+    first = schemas[0]
+    for file, schema in zip(files[1:], schemas[1:], strict=True):
+        for column in columns:
+            if (column in schema.names) != (column in first.names):
+                without, other = (file, files[0]) if column in first.names else (files[0], file)
+                raise UserError(
+                    f"{without} lacks the column {column!r}, which {other} has, and holds "
+                    f"{', '.join(_schema(without).names)}: make the files alike, or take the odd ones away"
+                )
+    features = features or datasets.Features.from_arrow_schema(first)
+    chosen = datasets.Features({name: features[name] for name in first.names if name in columns and name in features})
+    # Without a column that is asked for, all are kept, so that the message about it can name them.
+    return chosen.arrow_schema if len(chosen) == len(set(columns)) else features.arrow_schema
+
+
+def _schema(file: str) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is no whole parquet file ({reason}): get it again, or take it away") from error
+
+
+def _place(file: str, schema: pa.Schema, cache: Path) -> Path:
+    content = content_fingerprint([(str(schema), Path(file))])
+    return cache / f"{content}.arrow"
+
+
+def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:
+    if not missing:
+        return
+    total = sum(pq.read_metadata(file).num_rows for file, _ in missing.values())
+    # Arrow works outside of Python's lock, so threads are as good as processes, and start at once.
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        jobs = [pool.submit(convert, file, schema, place) for place, (file, schema) in missing.items()]
+        with progress(desc="open for the first time", unit="images", total=total) as bar:
+            for job in as_completed(jobs):
+                bar.update(job.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def convert(file: str, schema: pa.Schema, place: Path) -> int:
+    """Write the columns of a parquet file to an Arrow file, aside and renamed. Returns its rows. Raises UserError."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
+    try:
+        parquet = pq.ParquetFile(file)
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for part in _parts(parquet, schema.names):
+                writer.write_table(table_cast(part, schema).combine_chunks())
+        aside.rename(place)
+        return parquet.metadata.num_rows
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be converted to {place.parent} ({reason})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _parts(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
+    pending, size = [], 0
+    for batch in parquet.iter_batches(1024, columns=columns):
+        pending.append(batch)
+        size += batch.nbytes
+        if size >= PART_BYTES or sum(map(len, pending)) >= PART_ROWS:
+            yield pa.Table.from_batches(pending)
+            pending, size = [], 0
+    if pending:
+        yield pa.Table.from_batches(pending)

@@ -1,0 +1,227 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ffc_ds.data.decoding import decode
+from ffc_ds.data.opening import load_faces, open_set
+from ffc_ds.errors import UserError
+from tests.identities import all_labels
+
+COLUMNS = "image", "label"
+LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw"
+INTEGER = datasets.Value("int64")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(labels, label_feature=INTEGER):
+    """Row i shows the colour i."""
+    images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
+    features = datasets.Features(image=datasets.Image(), label=label_feature)
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+def colours(faces, rows):
+    return [int(decode(encoded, 8)[0, 0, 0]) for encoded in faces.encoded(np.array(rows))]
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    table([4, 4, 0, 9, 0]).to_parquet(folder / "train-00000-of-00001.parquet")
+    table([1, 2, 3, 4, 5]).to_parquet(folder / "eval-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_parquet_folder(parquet):
+    faces = load_faces(parquet, "train", *COLUMNS)
+    assert len(faces) == 5 and all_labels(faces) == [4, 4, 0, 9, 0]
+    assert colours(faces, [3, 0, 3, 4]) == [3, 0, 3, 4]
+    assert load_faces(parquet, "train", *COLUMNS).fingerprint == faces.fingerprint
+    assert load_faces(parquet, "test", *COLUMNS).fingerprint != faces.fingerprint
+    assert "test" in open_set(parquet, *COLUMNS).splits and "validation" not in open_set(parquet, *COLUMNS).splits
+
+
+def test_fingerprint_is_the_same_in_another_process(parquet, tmp_path):
+    script = """if True:
+        import sys
+        from ffc_ds.data.opening import load_faces
+        print(load_faces(sys.argv[1], "train", "image", "label").fingerprint)
+    """
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "other cache"), "RANK": "1"}
+    result = subprocess.run([sys.executable, "-c", script, parquet], env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == load_faces(parquet, "train", *COLUMNS).fingerprint
+    assert "Generating" not in result.stderr  # no progress bar but on rank 0
+
+
+def test_image_folder_reads_files(tmp_path):
+    for i, identity in enumerate(["ann", "ann", "bob"]):
+        (tmp_path / "faces" / identity).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "faces" / identity / f"{i}.png").write_bytes(png(i))
+    faces = load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
+    assert all_labels(faces) == ["ann", "ann", "bob"] and colours(faces, [2, 0]) == [2, 0]
+    (tmp_path / "faces" / "bob" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"row 2 \(label bob\) of split 'train' of .* no readable file .*2\.png"):
+        faces.encoded(np.array([2]))
+
+
+def test_saved_to_disk(tmp_path):
+    dataset = table([1, 2, 3, 4, 5]).select([4, 2, 0])
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset, dev=dataset).save_to_disk(tmp_path / "both")
+    for name, split in (("one", "train"), ("both", "dev")):
+        faces = load_faces(str(tmp_path / name), split, *COLUMNS)
+        assert all_labels(faces) == [5, 3, 1] and colours(faces, [0, 1, 2]) == [4, 2, 0]
+    assert (
+        "dev" in open_set(str(tmp_path / "both"), *COLUMNS).splits
+        and "dev" not in open_set(str(tmp_path / "one"), *COLUMNS).splits
+    )
+
+
+def test_saved_split_keeps_its_name(tmp_path):
+    datasets.Dataset.from_dict({"image": [png(0)], "label": [0]}, split="dev").save_to_disk(tmp_path / "one")
+    assert (
+        "dev" in open_set(str(tmp_path / "one"), *COLUMNS).splits
+        and "train" not in open_set(str(tmp_path / "one"), *COLUMNS).splits
+    )
+
+
+@pytest.mark.parametrize(
+    "split, image, label, message",
+    [
+        ("trian", "image", "label", "has no split 'trian', it has train, test; did you mean 'train'?"),
+        (
+            "train",
+            "imag",
+            "label",
+            "no column for the images called 'imag', it has image, label; did you mean 'image'?",
+        ),
+        ("train", "image", "identity", "no column for the labels called 'identity', it has image, label"),
+    ],
+)
+def test_names_that_do_not_exist(parquet, split, image, label, message):
+    with pytest.raises(UserError) as caught:
+        load_faces(parquet, split, image, label)
+    assert message in str(caught.value) and parquet in str(caught.value)
+
+
+def test_paths_that_are_no_dataset(tmp_path):
+    (tmp_path / "file.parquet").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 this is none")
+    for name, message in {
+        "nowhere": "no dataset folder",
+        "file.parquet": "is a file: give the folder",
+        "empty": "has no folder with images",
+        "broken": "train.parquet is no whole parquet file",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            load_faces(str(tmp_path / name), "train", *COLUMNS)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_parts_of_splits_and_several(parquet):
+    def labels(split):
+        return all_labels(load_faces(parquet, split, *COLUMNS))
+
+    assert labels("train[:50%]") == [4, 4] and labels("train[3:]") == [9, 0] and labels("test[-1:]") == [5]
+    assert labels("train[:1]+test[:2]") == [4, 1, 2]
+    assert colours(load_faces(parquet, "train[3:]", *COLUMNS), [1, 0]) == [4, 3]
+    prints = {load_faces(parquet, split, *COLUMNS).fingerprint for split in ("train", "train[:50%]", "train[:51%]")}
+    assert len(prints) == 3
+    for split, message in {
+        "train[:x]": "cannot be understood",
+        "trian[:5]": "has no split 'trian', .*mean 'train'",
+        "train[5:5]": "cannot be understood .*out of range",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            labels(split)
+
+
+def test_files_that_were_replaced_under_their_old_time_stamp_are_read_anew(parquet):
+    path = Path(parquet) / "train-00000-of-00001.parquet"
+    times, before = path.stat(), load_faces(parquet, "train", *COLUMNS)
+    table([0, 9, 0, 4, 4]).to_parquet(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load_faces(parquet, "train", *COLUMNS)
+    assert all_labels(after) == [0, 9, 0, 4, 4] and after.fingerprint != before.fingerprint
+
+
+def test_files_saved_to_disk_that_were_replaced_have_another_fingerprint(tmp_path):
+    prints = []
+    for labels in ([1, 2], [1, 1]):
+        table(labels).save_to_disk(tmp_path / "saved")
+        prints.append(load_faces(str(tmp_path / "saved"), "train", *COLUMNS).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_configurations(tmp_path):
+    for name, labels in (("clean", [1, 2]), ("all", [1, 2, 3])):
+        (tmp_path / name).mkdir()
+        table(labels).to_parquet(tmp_path / name / "train.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("clean", "all"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS, "all")) == [1, 2, 3]
+    for config in (None, "al"):
+        with pytest.raises(UserError, match=r"has the configurations \['clean', 'all'\]: choose --data.config"):
+            load_faces(str(tmp_path), "train", *COLUMNS, config)
+
+
+def test_other_tables_than_parquet(tmp_path):
+    names = ["ann", "bob"]
+    (tmp_path / "arrow").mkdir()
+    source = table(names, datasets.Value("string"))
+    with pa.ipc.new_stream(tmp_path / "arrow" / "train.arrow", source.data.schema) as writer:
+        writer.write_table(source.data.table)
+    faces = load_faces(str(tmp_path / "arrow"), "train", *COLUMNS)
+    assert all_labels(faces) == names and colours(faces, [1, 0]) == [1, 0]
+
+
+def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
+    table([]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="is empty: there is nothing to train on"):
+        load_faces(str(tmp_path), "train", *COLUMNS)
+
+
+def test_generated_identities():
+    faces = load_faces("generated:2:16", "test", *COLUMNS)
+    assert set(all_labels(faces)) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
+    assert (
+        "train" in open_set("generated:2:16", *COLUMNS).splits and "dev" not in open_set("generated", *COLUMNS).splits
+    )
+    with pytest.raises(UserError, match="no split 'dev', it has train, test"):
+        load_faces("generated:2:16", "dev", *COLUMNS)
+
+
+def test_unreachable_hub_is_noticed_at_once(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="no folder nobody/nothing here, and the hub cannot be reached"):
+        open_set("nobody/nothing", *COLUMNS)
+    assert datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.skipif(not LFW.is_dir(), reason="the shared LFW folder is not here")
+def test_real_faces():
+    faces = load_faces(str(LFW), "train", *COLUMNS)
+    assert len(faces) == len(all_labels(faces)) == 10716
+    assert all(encoded[:2] == b"\xff\xd8" for encoded in faces.encoded(np.arange(0, 10716, 500)))

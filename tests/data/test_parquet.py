@@ -1,0 +1,86 @@
+"""Parquet files are converted once, by several threads, and mapped into memory afterwards."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ffc_ds.data import parquet
+from ffc_ds.data.opening import load_faces
+from ffc_ds.errors import UserError
+from tests.identities import all_labels
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "faces").mkdir()
+    return tmp_path / "faces"
+
+
+def write(path, labels, **columns):
+    images = [{"bytes": b"image %d" % label, "path": None} for label in labels]
+    pq.write_table(pa.table({"image": images, "label": labels} | columns), path, row_group_size=3)
+
+
+def opened(folder, split="train"):
+    return load_faces(str(folder), split, "image", "label")
+
+
+def test_rows_come_in_the_order_of_the_files(folder, monkeypatch):
+    monkeypatch.setattr(parquet, "PART_ROWS", 4)
+    labels = [list(range(at, at + 10)) for at in (0, 10, 20)]
+    for number, part in enumerate(labels):
+        write(folder / f"train-{number}-of-3.parquet", part, more=["x"] * 10)
+    write(folder / "test-0-of-1.parquet", [7])
+    faces = opened(folder)
+    assert all_labels(faces) == sum(labels, []) and faces.encoded([29, 0]) == [b"image 29", b"image 0"]
+    assert faces.dataset.column_names == ["image", "label"]  # what nobody asked for is not copied
+    assert all_labels(opened(folder, "test")) == [7]
+
+
+def test_only_new_files_are_converted(folder, tmp_path, monkeypatch):
+    write(folder / "train-0.parquet", [0, 1])
+    opened(folder)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.arrow")}
+    write(folder / "train-1.parquet", [2])
+    converted = []
+    monkeypatch.setattr(parquet, "_convert_all", lambda missing: converted.extend(missing.items()))
+    with pytest.raises(UserError):
+        opened(folder)
+    ((place, (file, schema)),) = converted
+    assert file == str(folder / "train-1.parquet")
+    parquet.convert(file, schema, place)
+    assert all_labels(opened(folder)) == [0, 1, 2]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_large_parts_become_few_record_batches(folder, tmp_path):
+    write(folder / "train.parquet", list(range(1000)))
+    opened(folder)
+    (place,) = (tmp_path / "cache").rglob("*.arrow")
+    with pa.memory_map(str(place)) as file:
+        assert len(list(pa.ipc.open_stream(file))) == 1  # of 334 row groups
+
+
+def test_a_file_that_lacks_a_column_is_named(folder):
+    for number in range(3):
+        write(folder / f"train-{number}.parquet", [0])
+    pq.write_table(pa.table({"image": [b"x"], "id": [1]}), folder / "train-1.parquet")
+    with pytest.raises(UserError, match=r"train-1.parquet lacks the column 'label', which .*train-0.parquet has, and"):
+        opened(folder)
+
+
+def test_a_file_that_is_none_is_named(folder):
+    write(folder / "train-0.parquet", [0])
+    whole = (folder / "train-0.parquet").read_bytes()
+    (folder / "train-1.parquet").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="train-1.parquet is no whole parquet file"):
+        opened(folder)
+
+
+def test_columns_of_other_kinds_in_one_file_are_refused(folder):
+    write(folder / "train-0.parquet", [0])
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": None}], "label": ["ann"]}), folder / "train-1.parquet")
+    with pytest.raises(UserError, match="train-1.parquet cannot be converted"):
+        opened(folder)
