@@ -1,10 +1,11 @@
-# make train   the environment, then a run on generated faces: two CPU ranks, or the GPUs there are
+# make train   the environment, then a run on generated faces: two CPU ranks, or the GPUs there are (PORT=29501: beside another)
 # make test    the environment, then all tests
 # Each prints the plain command that it runs; `. .venv/bin/activate` makes these work by hand.
 
 VENV ?= .venv
 PYTHON ?= python3
 RECIPE ?= launch/recipes/quickstart.yaml
+PORT ?= 29500
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
@@ -14,7 +15,7 @@ RANKS := $(if $(ON_GPU),,--num_accelerators 2)
 .PHONY: train test test-golden clean
 
 train: $(VENV)/ready
-	deepspeed $(RANKS) launch/train.py --config $(RECIPE) --resume auto
+	deepspeed $(RANKS) --master_port $(PORT) launch/train.py --config $(RECIPE) --resume auto
 
 test: $(VENV)/ready
 	python -m pytest

@@ -51,7 +51,7 @@ def command(world: int, *arguments: str, port: str | None = None) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | more
+    return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "WANDB_DISABLED": ""} | more
 
 
 def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> subprocess.CompletedProcess:

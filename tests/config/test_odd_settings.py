@@ -29,7 +29,7 @@ NAMES = st.sampled_from(["class_path", "init_args", "width", "0"]) | st.text(max
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES, v, max_size=2), max_leaves=4)
 PLACES = [(), ("bf16", "enabled"), ("optimizer", "params", "lr"), *((key,) for key in DS_CONFIG)]
 BYTES = st.sampled_from([text.encode(errors="replace") for text in TEXTS]) | st.binary(max_size=6)
-few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+few = settings(max_examples=40, derandomize=True, database=None)
 
 
 def settings_or_message(arguments):

@@ -269,5 +269,5 @@ def test_ctrl_c_prints_no_worker_traceback(tmp_path):
     for _ in range(4):  # both workers are up
         assert process.stdout.readline() == "batch\n"
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and errors.startswith("\nstopped;") and "Traceback" not in errors

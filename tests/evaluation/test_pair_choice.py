@@ -24,7 +24,7 @@ usable_counts = st.lists(st.integers(0, 9), min_size=2, max_size=40).filter(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(counts=usable_counts, pairs=st.integers(2, 300), seed=st.integers(0, 2**32))
 def test_pairs_keep_their_promises(counts, pairs, seed):
     offsets, images, identity = identity_index(counts, seed)

@@ -78,7 +78,7 @@ def test_the_rule_of_what_is_resolved_is_that_of_verify_pairs(n):
     assert list(found.values()) == list(expected.values())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     k=st.integers(1, 60),
     sizes=st.lists(st.integers(0, 80), min_size=1, max_size=12),

@@ -90,7 +90,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
         command(2, *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     first = tmp_path / "run" / "checkpoints" / random.choice(["step-3", "step-6"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not first.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     assert first.exists()

@@ -57,7 +57,7 @@ def assert_same(index, slow, labels):
     assert sorted(np.flatnonzero(taken.last)) == sorted(final.values())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     capacity=st.integers(1, 12),
     rows=st.integers(1, 4),

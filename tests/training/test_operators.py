@@ -40,7 +40,12 @@ def folder(tmp_path):
     (tmp_path / "answer.cpp").write_text('extern "C" int answer() { return 42; }\n')
     (tmp_path / "compiler").write_text(COMPILER.format(folder=tmp_path))
     (tmp_path / "compiler").chmod(0o755)
-    return tmp_path
+    yield tmp_path
+    while started:
+        started.pop().kill()
+
+
+started = []
 
 
 def build(folder: Path, kind="watched", **env) -> subprocess.Popen:
@@ -48,7 +53,8 @@ def build(folder: Path, kind="watched", **env) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT), "CXX": str(folder / "compiler"), "PYTHONUNBUFFERED": "1"} | env
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # ninja's
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(line, env=env, cwd=ROOT, start_new_session=True, **pipes)
+    started.append(subprocess.Popen(line, env=env, cwd=ROOT, start_new_session=True, **pipes))
+    return started[-1]
 
 
 def compilations(folder: Path) -> int:

@@ -151,7 +151,7 @@ SCRIPT = """
 from tests.data.importers.formats import plan_of
 from ffc_ds.data.importers.shards import write_shards
 if __name__ == "__main__":
-    write_shards(plan_of(size=1, journal={journal!r}, pause=0.1), {output!r}, workers=2)
+    write_shards(plan_of(size=1, journal={journal!r}, pause=0.4), {output!r}, workers=2)
 """
 
 
@@ -168,7 +168,7 @@ def test_killed_and_given_again(tmp_path):
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=10)[1]  # they follow
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=60)[1]  # they follow
     finished = {path: path.stat().st_mtime_ns for path in aside.glob("0*.json")}
     ran = len(listed(journal))
     assert listed(output) == [".prepare"] and 3 <= len(finished) < 12
