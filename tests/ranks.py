@@ -18,6 +18,7 @@ def _one_rank(rank, world, store, function, args, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
         torch.save((function(*args), None), results / f"{rank}.pt")
+        dist.barrier()  # gloo aborts a rank whose peer leaves first
     except BaseException:
         torch.save((None, traceback.format_exc()), results / f"{rank}.pt")
         raise
