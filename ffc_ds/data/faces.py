@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ffc_ds.data.copies import check_copies
+from ffc_ds.data.decoding import CorruptImage, read_image_file
 from ffc_ds.errors import UserError
 
 ROWS = 1 << 20  # whose labels are in memory at a time
@@ -114,8 +115,8 @@ class Faces:
 
     def _read_file(self, row: int, place: int) -> bytes:
         try:
-            return Path(self._images[place]["path"].as_py()).read_bytes()
-        except (OSError, TypeError) as error:
+            return read_image_file(self._images[place]["path"].as_py())
+        except (OSError, TypeError, CorruptImage) as error:
             raise UserError(f"{self.where(row)} has no image bytes and no readable file ({error})") from error
 
 

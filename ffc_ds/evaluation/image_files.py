@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from ffc_ds.data.decoding import read_image_file
 from ffc_ds.data.image_folder.people import by_folder
 from ffc_ds.data.image_folder.walk import Walk, say_once, walk
 from ffc_ds.data.importers.plan import printable
@@ -29,7 +29,7 @@ class ImageFiles:
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """The files' bytes. Raises UserError for one that cannot be read."""
         try:
-            return [Path(self.paths[row]).read_bytes() for row in rows]
+            return [read_image_file(self.paths[row]) for row in rows]
         except OSError as error:
             raise UserError(f"image {error.filename} cannot be read: {error.strerror}") from None
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ffc_ds.data import faces as faces_module
+from ffc_ds.data.bounds import MAX_BYTES
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.errors import UserError
@@ -89,3 +90,14 @@ def test_image_column_must_hold_images():
     )
     with pytest.raises(UserError, match=r"row 0 \(label 0\) of x has no image bytes"):
         Faces(missing, "x", "image", "label").encoded(np.array([0]))
+
+
+def test_a_file_too_long_to_be_an_image_is_not_read(tmp_path):
+    path = tmp_path / "long.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    images = [{"bytes": None, "path": str(path)}]
+    features = datasets.Features(image=datasets.Image(decode=False), label=INTEGER)
+    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": [7]}, features), "x", "image", "label")
+    with pytest.raises(UserError, match=rf"row 0 \(label 7\) of x .*it is {MAX_BYTES + 1:,} bytes long"):
+        faces.encoded(np.array([0]))

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
+from ffc_ds.data.decoding import CorruptImage, read_image_file
 from ffc_ds.data.image_folder.kinds import is_damage
 from ffc_ds.data.image_folder.people import read_image_folder
 from ffc_ds.data.image_folder.table import content_of
@@ -57,6 +57,8 @@ def read_files(
     for path, label in zip(paths, labels.tolist(), strict=True):
         key = printable(path)
         try:
-            yield Record(key, Path(root, path).read_bytes(), label, printable(names[label - first]))
+            yield Record(key, read_image_file(os.path.join(root, path)), label, printable(names[label - first]))
         except OSError as error:
             yield Broken(key, f"it cannot be read ({error.strerror})")
+        except CorruptImage as error:
+            yield Broken(key, str(error))
