@@ -4,14 +4,10 @@
 process that has imported everything, without the two processes in between, each of which imports DeepSpeed too.
 """
 
-import atexit
 import json
-import os
 import socket
 import subprocess
 import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +15,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from tests.ranks import ON_CPU
-from tests.warm import WarmProcesses
+from tests.warm import ROOT, Call, environment, run_script, run_warm
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     *("--data.train", "generated:60:32", "--data.batch_size", "24", "--data.workers", "0", "--data.shift", "2"),
     *("--model.name", "vit", "--model.image_size", "32", "--model.embedding_size", "16"),
@@ -50,40 +44,20 @@ def command(world: int, *arguments: str, port: str | None = None) -> list[str]:
     return [*launcher, "--master_port", port or free_port(), "launch/train.py", *arguments]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | ON_CPU | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "WANDB_DISABLED": ""} | more
-
-
 def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> subprocess.CompletedProcess:
     line, env = command(world, *arguments, port=port), environment(**env)
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-@cache
-def _warm() -> WarmProcesses:
-    processes = WarmProcesses(environment())
-    atexit.register(processes.close)
-    return processes
-
-
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
     """What all ranks wrote, and their exit code, which is the same."""
     job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [
-            {
-                "script": "launch/train.py",
-                "arguments": arguments,
-                "environment": environment(RANK=rank, LOCAL_RANK=rank, **(job | env)),
-                "stdout": f"{folder}/{rank}.stdout",
-                "stderr": f"{folder}/{rank}.stderr",
-            }
-            for rank in map(str, range(world))
-        ]
-        codes = set(_warm().run(jobs, timeout=300))
-        stdout, stderr = ("".join(Path(job[name]).read_text() for job in jobs) for name in ("stdout", "stderr"))
-    assert len(codes) == 1, f"exit codes {codes}: {stderr[-4000:]}"
-    return subprocess.CompletedProcess(["launch/train.py", *arguments], codes.pop(), stdout, stderr)
+    line = "launch/train.py", *arguments
+    ranks = [environment(RANK=rank, LOCAL_RANK=rank, **(job | env)) for rank in map(str, range(world))]
+    codes, *streams = zip(*run_warm([Call(run_script, line, rank) for rank in ranks]), strict=True)
+    stdout, stderr = map("".join, streams)
+    assert len(set(codes)) == 1, f"exit codes {codes}: {stderr[-4000:]}"
+    return subprocess.CompletedProcess(line, codes[0], stdout, stderr)
 
 
 def train_tiny(world: int, folder: Path, *arguments: str, start=train, **env: str) -> subprocess.CompletedProcess:
