@@ -114,9 +114,12 @@ class Faces:
         )
 
     def _read_file(self, row: int, place: int) -> bytes:
+        image = self._images[place].as_py()
+        if image is None or image["path"] is None:
+            raise UserError(f"{self.where(row)} has no image bytes and no file")
         try:
-            return read_image_file(self._images[place]["path"].as_py())
-        except (OSError, TypeError, CorruptImage) as error:
+            return read_image_file(image["path"])
+        except (OSError, CorruptImage) as error:
             raise UserError(f"{self.where(row)} has no image bytes and no readable file ({error})") from error
 
 
@@ -144,8 +147,8 @@ def _check_columns(dataset: datasets.Dataset, name: str, image_column: str, labe
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if not any(is_kind(arrow) for is_kind in (pa.types.is_integer, *texts)):
         raise UserError(
-            f"label column {label_column!r} of {name} holds {_kind(label)} (row 0: {dataset[0][label_column]!r}), but "
-            f"identities are integers or texts: {others}"
+            f"label column {label_column!r} of {name} holds {_kind(label)} (row 0: {dataset[0][label_column]!r:.50}), "
+            f"but identities are integers or texts: {others}"
         )
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -14,6 +13,7 @@ from ffc_ds.data.content import content_fingerprint
 from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
 from ffc_ds.data.generated import dataset as generated
+from ffc_ds.data.image_folder.kinds import IMAGE_ENDINGS
 from ffc_ds.data.image_folder.table import open_image_folder
 from ffc_ds.data.parquet import open_parquet
 from ffc_ds.errors import UserError
@@ -83,7 +83,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
             return _open_folder(name, folder.resolve(), config, columns)  # a folder called parquet is no builder
         _refuse_paths(name, folder)
         _avoid_silent_hub()
-        return FaceSet(name, datasets.load_dataset(name, config, num_proc=_processes()), columns)
+        return FaceSet(name, datasets.load_dataset(name, config), columns)
     except ConnectionError as error:
         raise UserError(
             f"no folder {name} here, and the hub cannot be reached to look for a dataset of that name: check the path, "
@@ -132,7 +132,7 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
     try:
-        splits = datasets.load_dataset(str(folder), config, cache_dir=place, num_proc=_processes())
+        splits = datasets.load_dataset(str(folder), config, cache_dir=place)
     except (OSError, ValueError, AttributeError, pa.ArrowException):
         check_cache(Path(place), name)
         raise
@@ -149,18 +149,16 @@ def _holds_tables(folder: Path) -> bool:
     others = any(entry.name.endswith(OTHER_DATA) for entry in top)
     if others and not any(entry.is_dir() for entry in top):
         return True
-    return any(name.endswith(TABLES) for name in islice(_visible_files(folder), LOOKED_AT))
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
-    for _, folders, files in os.walk(folder):
+    looked_at = 0
+    for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from files
-
-
-def _processes() -> int | None:
-    cores = len(os.sched_getaffinity(0))
-    return cores if cores > 1 else None
+        beside_images = place != str(folder) and any(name.lower().endswith(IMAGE_ENDINGS) for name in files)
+        if not beside_images and any(name.endswith(TABLES) for name in files):
+            return True
+        looked_at += len(files)
+        if looked_at > LOOKED_AT:
+            return False
+    return False
 
 
 def _refuse_paths(name: str, folder: Path) -> None:

@@ -63,16 +63,23 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
                 )
     features = features or datasets.Features.from_arrow_schema(first)
     chosen = datasets.Features({name: features[name] for name in first.names if name in columns and name in features})
+    for column in chosen:
+        types = {schema.field(column).type for schema in schemas}
+        if len(types) > 1 and all(map(pa.types.is_integer, types)):
+            chosen[column] = datasets.Value("int64")
     # Without a column that is asked for, all are kept, so that the message about it can name them.
     return chosen.arrow_schema if len(chosen) == len(set(columns)) else features.arrow_schema
 
 
 def _schema(file: str) -> pa.Schema:
     try:
-        return pq.read_schema(file)
+        schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is no whole parquet file ({reason}): get it again, or take it away") from error
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise UserError(f"{file} has several columns called {', '.join(twice)}: rename all but one")
+    return schema
 
 
 def _place(file: str, schema: pa.Schema, cache: Path) -> Path:
@@ -108,7 +115,10 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
         return parquet.metadata.num_rows
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be converted to {place.parent} ({reason})") from error
+        raise UserError(
+            f"{file} cannot be copied to {place.parent} ({reason}): there must be room, and its columns must be of the "
+            "kinds that the other files have"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

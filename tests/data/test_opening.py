@@ -120,6 +120,14 @@ def test_paths_that_are_no_dataset(tmp_path):
         assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+def test_a_table_among_somebodys_images_does_not_make_data_files_of_them(tmp_path):
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(1))
+    table([1, 2]).to_parquet(tmp_path / "ann" / "notes.parquet")
+    assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS)) == ["ann", "bob"]
+
+
 def test_parts_of_splits_and_several(parquet):
     def labels(split):
         return all_labels(load_faces(parquet, split, *COLUMNS))

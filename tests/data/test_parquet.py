@@ -82,5 +82,20 @@ def test_a_file_that_is_none_is_named(folder):
 def test_columns_of_other_kinds_in_one_file_are_refused(folder):
     write(folder / "train-0.parquet", [0])
     pq.write_table(pa.table({"image": [{"bytes": b"x", "path": None}], "label": ["ann"]}), folder / "train-1.parquet")
-    with pytest.raises(UserError, match="train-1.parquet cannot be converted"):
+    with pytest.raises(UserError, match="train-1.parquet cannot be copied .*'ann'.*of the kinds that the other files"):
+        opened(folder)
+
+
+def test_integers_of_several_widths_are_labels_all_the_same(folder):
+    write(folder / "train-0.parquet", [1, 2])
+    table = pq.read_table(folder / "train-0.parquet").set_column(1, "label", pa.array([1, 2], pa.int8()))
+    pq.write_table(table, folder / "train-0.parquet")
+    write(folder / "train-1.parquet", [2**40])
+    assert all_labels(opened(folder)) == [1, 2, 2**40]
+
+
+def test_two_columns_of_one_name_are_refused(folder):
+    columns = [pa.array([b"x"]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.table(columns, ["image", "label", "label"]), folder / "train.parquet")
+    with pytest.raises(UserError, match="train.parquet has several columns called label: rename"):
         opened(folder)
