@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import ffc_ds.models  # noqa: F401 (registers the backbones)
 from ffc_ds.evaluation.pair_files import read_pair_bin, write_pair_bin
-from tests.launched import ROOT, environment
+from tests.launched import ROOT, environment, free_port
 
 LFW = ROOT / ".." / "shared" / "data" / "lfw"
 SMALL = {
@@ -39,7 +39,7 @@ def test_from_images_to_a_model_for_others(tmp_path):
     images, same = read_pair_bin(LFW / "heldout.bin")
     some = range(0, len(same), 20)
     write_pair_bin(tmp_path / "pairs.bin", [images[2 * pair + side] for pair in some for side in (0, 1)], same[some])
-    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS": "2"}
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RANKS": "2", "PORT": free_port()}
     arguments = [str(tmp_path / name) for name in ("images", "pairs.bin", "out")]
     arguments += [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
     done = subprocess.run(
