@@ -47,6 +47,7 @@ def replay_head(trace):
         hide_unfilled=False,
         own_rows_only=False,
         arc_guard=False,
+        loss_terms="sum",
     )
     head = FFC(config, meta["queue_size"], meta["feat_dim"], torch.device("cpu"))
     assert head.settings.hard_negatives == meta["hard_neg"]

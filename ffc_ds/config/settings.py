@@ -113,8 +113,14 @@ class HeadConfig:
     """ffc: the gallery net follows the probe net by gallery <- m * gallery + (1 - m) * probe, once a step."""
     prefill: float = 0.1
     """ffc: share of the identities that the gallery net puts into the pool before training."""
+    keep_centers: bool = False
+    """ffc: an identity that leaves the pool leaves its newest feature behind, and comes back with it; takes 2 bytes a
+    number and identity, sharded over the ranks."""
     fresh_weight: float = 1.0
     """ffc: factor on the term that pushes identities outside the pool from their nearest centers."""
+    loss_terms: Literal["mean", "sum"] = "mean"
+    """ffc: the loss is the mean over both passes and all K matrices, so that a learning rate means what it does for
+    the other heads, or, as in the released code, their sum, 2 K times as much."""
     hide_unfilled: bool = True
     """ffc: slots that hold nobody are no negatives. The released code counts them, with random features."""
     own_rows_only: bool = True
@@ -122,7 +128,8 @@ class HeadConfig:
     arc_guard: bool = True
     """arc, combined: keeps falling where the angle with its margin exceeds pi. The released codes let it rise."""
     preset: Literal["none", "f2c"] = "none"
-    """ffc: f2c is the released code: group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard off."""
+    """ffc: f2c is the released code: group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard off,
+    loss_terms sum."""
 
 
 def slots_of_pool(pool_size: float, identities: float) -> int:
@@ -241,7 +248,10 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-F2C = {"group_size": 2, "prefill": 0.0, "hide_unfilled": False, "own_rows_only": False, "arc_guard": False}
+F2C = {
+    **{"group_size": 2, "prefill": 0.0, "hide_unfilled": False, "own_rows_only": False, "arc_guard": False},
+    "loss_terms": "sum",
+}
 
 
 def parse_config(arguments: list[str]) -> Config:

@@ -52,17 +52,18 @@ def _ffc(config, identities, dim, rows, device, seed):
     capacity = slots_of_pool(config.pool_size, identities)
 
     def check():
-        if capacity < rows:
+        needed, of_whom = (2 * rows, "both views") if config.keep_centers else (rows, "a global view")
+        if capacity < needed:
             raise UserError(
                 f"the pool of {capacity} slots (head.pool_size {config.pool_size:g} of {identities} identities) is "
-                f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
-                f"least {rows} or lower data.batch_size to at most {2 * capacity}."
+                f"smaller than {of_whom} of {needed} images, which could push itself out. Set head.pool_size to at "
+                f"least {needed} or lower data.batch_size to at most {2 * rows * capacity // needed}."
             )
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
         _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
 
     together(check)
-    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)
+    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed, identities)
 
 
 def _class_weights(config, optim, identities, dim, batches, device, seed):

@@ -77,21 +77,24 @@ def _ffc(settings, device):
     rows, own, matrices = settings.rows // 2, -(-slots // settings.gpus), settings.group_size
     column = rows * cell_bytes(getattr(torch, settings.head_dtype))
     width = min(block_width(column, dim, settings.workspace_mb << 20, device), own)
-    hardest = hard_negatives_of(slots)
+    hardest, needed = hard_negatives_of(slots), rows * (2 if settings.keep_centers else 1)
     fresh = rows * (1 - ID_SHARE) * (1 - min(1, slots / settings.identities))
     vectors = _reduced(settings, 3 * 4 * matrices * rows) + _gathered(settings, 4 * matrices * fresh * hardest)
     # in fp32: centers and sums of the existing rows, while blocks pass with their copies and when they are joined
+    store = 2 * dim * -(-int(settings.identities) // settings.gpus) if settings.keep_centers else 0
+    back = 2 * rows if settings.keep_centers else 0  # at most so many come back to the pool in a step
     existing, centers, in_half = 4 * (rows - fresh) * dim, matrices / settings.gpus, 2 * rows * width * (size == 2)
     passing = max(existing * (1 + centers) + in_half, existing * (3 + matrices + 2 * centers))
     return HeadCost(
-        state=size * matrices * own * dim,
+        state=size * matrices * own * dim + store,
         workspace=4 * rows * width,
         features=9 * 4 * rows * dim + passing,
         flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
-        sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
-        host=index_bytes(slots),
+        sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors)
+        + _reduced(settings, 4 * back * dim),
+        host=index_bytes(slots) + (settings.identities / 8 if settings.keep_centers else 0),
         gallery=True,
-        refusal=f"a pool of {slots:,} slots for a view of {rows:,} images" if slots < rows else None,
+        refusal=f"a pool of {slots:,} slots for {needed:,} images" if slots < needed else None,
     )
 
 

@@ -60,6 +60,8 @@ class PlanSettings:
     """head.pool_size: up to 1 a share of the identities, above it a number."""
     group_size: int = 3
     """head.group_size."""
+    keep_centers: bool = False
+    """head.keep_centers."""
     workers: int = 1
     """data.workers."""
     matrix_tflops: float | None = None

@@ -43,6 +43,7 @@ def test_every_recipe_can_be_read():
 def test_the_f2c_preset_is_the_released_code():
     head = parse_config(["--head.preset", "f2c"]).head
     assert (head.group_size, head.prefill, head.hide_unfilled, head.own_rows_only) == (2, 0.0, False, False)
+    assert head.loss_terms == "sum"
 
 
 @pytest.mark.parametrize("key", ["data.bach_size", "head.pol_size", "sed"])
