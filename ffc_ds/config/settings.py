@@ -185,6 +185,9 @@ class TrainConfig:
     """Length of the run in optimizer steps; overrules epochs."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the nets before the first step, in a minute or two; auto: if the run takes 15 minutes or more. Not under
+    ZeRO-3."""
     log_every: int = 10
     """Steps from one line in metrics.jsonl to the next."""
     checkpoint_every: int = 1000

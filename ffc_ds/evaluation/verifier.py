@@ -41,6 +41,10 @@ class Pairs:
     right: np.ndarray
     same: np.ndarray
 
+    def batch_size(self, largest: int) -> int:
+        """Images that each rank embeds at once, at most `largest`."""
+        return min(largest, -(-len(self.rows) // world_size()))
+
     @classmethod
     def from_bin(cls, path: str) -> "Pairs":
         """Pairs of an InsightFace-style .bin; identical images are embedded once. Raises UserError."""
@@ -77,7 +81,7 @@ def verify(
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VerificationResult | None:
     """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
-    batch_size = min(batch_size, -(-len(pairs.rows) // world_size()))
+    batch_size = pairs.batch_size(batch_size)
     training = module.training
     module.eval()
     embeddings = embed(

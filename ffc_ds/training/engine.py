@@ -25,6 +25,7 @@ from ffc_ds.errors import UserError, shared
 from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
+from ffc_ds.training.compilation import compile_nets
 from ffc_ds.training.gallery import Gallery
 from ffc_ds.training.operators import watch_builds
 
@@ -135,6 +136,21 @@ class Engine:
             forward, *_ = deepspeed.initialize(model=module, config=settings | {"zero_optimization": zero})
             module = forward.module
         return Gallery(forward, module, self.module, momentum)
+
+    def compile(self, shape: tuple[int, ...], evaluated: tuple[int, ...] | None) -> bool:
+        """Compile the nets for training on inputs of `shape` [n, 3, S, S] and verification on those of `evaluated`,
+        before the first step. Returns whether they are now; not under ZeRO-3, which fetches weights between layers."""
+        if self.zero_stage == 3:
+            return False
+        gallery = None if self.gallery is None else self.gallery.module
+        return compile_nets(
+            self.module, gallery, self.blank(shape), None if evaluated is None else self.blank(evaluated)
+        )
+
+    def blank(self, shape: tuple[int, ...]) -> Tensor:
+        """Zeros as the nets take them."""
+        zeros = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return zeros.contiguous(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
         """[n, dim] of the probe net for its input [n, 3, S, S], with gradient. Called before the gallery's."""

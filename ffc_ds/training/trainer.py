@@ -22,6 +22,7 @@ from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint
+from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
@@ -68,8 +69,9 @@ class Trainer:
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.meter = Meter(data.batch_size)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
-        self.replaced, self.told = 0, set()
+        self.replaced, self.told, self.compiled = 0, set(), None
         wandb_id = self._resume()
+        self.compiled = self._compile()
         together(self._make_folder)
         self.tracker = together(lambda: Tracker(config, self.start, self.steps, wandb_id))
 
@@ -96,6 +98,19 @@ class Trainer:
         if self.start == self.steps:  # resumed at its end
             self._verify(self.steps)
         return self._finish()
+
+    def _compile(self) -> bool:
+        """Compile the nets if the settings want it or, by themselves, for a long run; a resumed one is computed as it
+        began. Returns whether they are compiled."""
+        wanted, size = self.config.train.compile, self.config.model.image_size
+        shape = (2 * self.sampler.rows // (world_size() * self.accumulation), 3, size, size)
+        if wanted == "auto" and self.compiled is None:
+            micro_batches = self.steps * self.accumulation
+            self.compiled = is_worth_compiling(backbone_settings(self.config), self.engine.blank(shape), micro_batches)
+        if wanted == "off" or (wanted == "auto" and not self.compiled):
+            return False
+        evaluated = self.pairs and (self.pairs.batch_size(self.config.eval.batch_size), *shape[1:])
+        return self.engine.compile(shape, evaluated)
 
     def _loss(self, batch, seed):
         """Features of both views by the nets, and what the head makes of them."""
@@ -193,7 +208,7 @@ class Trainer:
                 self.faces,
                 self.index.images[self.index.offsets[identities]],
                 self.config.model.image_size,
-                max(1, self.sampler.batch_size // world_size()),
+                2 * self.sampler.rows // (world_size() * self.accumulation),  # as in training, so compiled for it
                 self.device,
                 self.engine.dtype,
                 progress=shown,
@@ -208,6 +223,7 @@ class Trainer:
             "skipped": self.skipped,
             "replaced": self._replaced_images(),
             "verified": self.verified,
+            "compiled": self.compiled,
             "meter": self.meter.state(),
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
@@ -234,6 +250,7 @@ class Trainer:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
         self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
+        self.compiled = run["compiled"]
         self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
         folder = self.folder / "checkpoints"
