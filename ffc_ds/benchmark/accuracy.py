@@ -1,11 +1,6 @@
 """Comparison of systems by the accuracy that the same budget of training reaches, over several seeds."""
 
-import hashlib
 import json
-import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,25 +9,11 @@ import numpy as np
 
 from ffc_ds.benchmark.dot_chart import dot_chart
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
+from ffc_ds.benchmark.training_cell import Cell, train_cell
 from ffc_ds.config.documents import read_yaml
-from ffc_ds.config.paths import PROJECT, find_file
+from ffc_ds.config.paths import find_file
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
-from ffc_ds.training.tracking import read_metrics
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A run: its settings beside those of the recipe's `every`, as JSON, and a seed."""
-
-    settings: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Settings decide it, so what two experiments have in common is run once."""
-        digest = hashlib.sha256(self.settings.encode()).hexdigest()[:8]
-        return f"{json.loads(self.settings).get('head.name', 'ffc')}-{digest}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -75,12 +56,12 @@ def run_accuracy(
     there = {cell: results / f"{cell.name}.json" for cell in cells if (results / f"{cell.name}.json").exists()}
     kept = [json.loads(path.read_text()) for path in there.values()]
     about = {"every": every, "ranks": ranks, "command": this_command()}
-    _check_alike([*kept, about], results)
+    check_alike([*kept, about], results)
     missing = [cell for cell in cells if cell not in there]
     for cell in progress(missing, desc="compare", unit="cells", initial=len(there), total=len(cells)):
-        found = about | _train(cell, every, Path(work) / name / cell.name, ranks, settings)
+        found = about | train_cell(cell, every, Path(work) / name / cell.name, ranks, settings)
         kept.append(found)
-        _check_alike(kept, results)
+        check_alike(kept, results)
         aside = results / f"{cell.name}.unfinished"
         aside.write_text(json.dumps(found, indent=1))
         aside.rename(results / f"{cell.name}.json")
@@ -88,7 +69,7 @@ def run_accuracy(
     write_tables(name, experiments, Path(output))
 
 
-def _check_alike(found: list[dict], folder: Path) -> None:
+def check_alike(found: list[dict], folder: Path) -> None:
     """Raise UserError unless the cells, as far as they say, are of the same data, budget and number of ranks."""
     for key in ("every", "ranks", "identities", "images", "steps"):
         values = [each[key] for each in found if key in each]
@@ -117,41 +98,6 @@ def read_recipe(path: Path) -> tuple[dict, list[Experiment]]:
 def _lines(seeds: int, cells: dict[str, dict]) -> dict[str, list[Cell]]:
     settings = {label: json.dumps(own, sort_keys=True) for label, own in cells.items()}
     return {label: [Cell(own, seed) for seed in range(seeds)] for label, own in settings.items()}
-
-
-def _train(cell: Cell, every: dict, folder: Path, ranks: int, settings: tuple[str, ...]) -> dict:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    own = every | json.loads(cell.settings) | {"output_dir": str(folder), "seed": cell.seed}
-    arguments = [part for key, value in own.items() for part in (f"--{key}", _written(value))]
-    arguments += [f"--{setting}" for setting in settings]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-    launcher += ["--master_port", str(port), str(PROJECT / "launch" / "train.py")]
-    with open(folder / "log.txt", "w") as log:
-        code = subprocess.run([*launcher, *arguments], stdout=log, stderr=log).returncode
-    if code:
-        end = (folder / "log.txt").read_text()[-2000:]
-        raise UserError(f"the run in {folder} ended with code {code}. The end of its log:\n{end}")
-    results = json.loads((folder / "results.json").read_text())
-    if results["trained"]["accuracy"] is None:
-        raise UserError(f"the run in {folder} has no accuracy: {results['trained']['reason']}.")
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "images_per_second" in line]
-    speed = float(np.median([line["images_per_second"] for line in lines]))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return {
-        "settings": json.loads(cell.settings),
-        "seed": cell.seed,
-        "images_per_second": speed,
-        "memory_gib": lines[-1]["memory_gib"],
-        **{key: results[key] for key in ("trained", "untrained", "steps", "images", "identities", "versions")},
-    }
-
-
-def _written(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def write_tables(name: str, experiments: list[Experiment], output: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
-from ffc_ds.distributed import TIMEOUT, all_reduce, rank, together, world_size
+from ffc_ds.distributed import TIMEOUT, all_reduce, host_share, rank, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
@@ -57,6 +57,9 @@ def init_distributed() -> torch.device:
         backend, device = accelerator.communication_backend_name(), torch.device(accelerator.device_name(local_rank))
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     del store
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Otherwise every rank takes all cores, and all of them are several times slower for it.
+        torch.set_num_threads(max(1, round(len(os.sched_getaffinity(0)) / (host_share() * world_size()))))
     if rank() == 0 and (devices := overruled_devices()):
         say(devices)
     return device

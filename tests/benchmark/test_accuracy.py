@@ -46,7 +46,7 @@ def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeyp
         run_accuracy(str(recipe), ("train.steps=3",), 2, **folders)
     cells[0].unlink()
     for key in ("images", "steps"):
-        monkeypatch.setattr(accuracy, "_train", lambda *_, key=key: found[0] | {key: 7})
+        monkeypatch.setattr(accuracy, "train_cell", lambda *_, key=key: found[0] | {key: 7})
         with pytest.raises(UserError, match=f"cannot be compared .* {key} is .* there and 7 here"):
             run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
         assert not cells[0].exists()
@@ -74,6 +74,6 @@ def test_a_recipe_that_is_no_yaml_is_refused(tmp_path):
 
 
 def test_every_recipe_of_the_project_can_be_read():
-    for name, number in (("accuracy_lfw", 43), ("accuracy_generated", 15)):
+    for name, number in (("accuracy_lfw", 43), ("accuracy_generated", 15), ("race", 6)):
         _, experiments = read_recipe(ROOT / "launch" / "comparisons" / f"{name}.yaml")
         assert len({cell for each in experiments for line in each.lines.values() for cell in line}) == number
