@@ -15,18 +15,19 @@ import torch.nn.functional as F
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.heads.full_fc import FullFC
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
+from ffc_ds.heads.margins.elastic import Elastic
 from tests.test_golden import changes
 
 FOLDER = os.environ.get("MARGINS_DIR")
 FILES = [] if FOLDER is None else sorted(Path(FOLDER).glob("margin_*.npz"))
-if FOLDER is not None and not FILES:
+if FOLDER is not None and Path(FOLDER).is_dir() and not FILES:
     raise FileNotFoundError(f"MARGINS_DIR={FOLDER} holds no margin_*.npz")
-STATES = {"adaface": {"batch_mean": 20.0, "batch_std": 100.0}, "curricular": {"t": 0.0}}
+MISSING = "MARGINS_DIR is not set" if FOLDER is None else f"there is no folder MARGINS_DIR={FOLDER}"
 CPU = torch.device("cpu")
 every_file = pytest.mark.parametrize(
     "path",
     [pytest.param(path, id=path.stem) for path in FILES]
-    or [pytest.param(None, marks=pytest.mark.skip(reason="MARGINS_DIR is not set"))],
+    or [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))],
 )
 
 
@@ -109,6 +110,7 @@ def functions(trace, config):
     load_state(state, trace.arrays, margin)
     for t, weights in enumerate(trace.weights(margin.unit_rows)[:-1]):
         x, y, draws = step_of(trace.arrays, hp, t, torch.float64)
+        sort_twins_as_recorded(margin, trace.arrays, t)
         x.requires_grad_()
         w = torch.from_numpy(weights).double()
         w = (F.normalize(w) if margin.unit_rows else w).requires_grad_()
@@ -125,7 +127,7 @@ def functions(trace, config):
         yield {
             **{"logits": config.scale * found, "loss_ce": ce, "loss": loss, "grad_x": grad_x, "grad_W": grad_w},
             **beside(margin, state, rows, added),
-            "after": w - hp["lr"] * torch.from_numpy(trace.arrays["grad_W"][t]),
+            "after": w - hp["lr"] * grad_w,
         }
 
 
@@ -168,6 +170,7 @@ def whole_head(trace, config):
         if head.margin.unit_rows:
             head.weights.copy_(F.normalize(head.weights))
         x, y, draws = step_of(trace.arrays, hp, t, torch.float32)
+        sort_twins_as_recorded(head.margin, trace.arrays, t)
         head._draws = lambda *shape, draws=draws: draws
         loss, _ = head.loss(x.requires_grad_()[None], y[None].numpy())
         (grad_x,) = torch.autograd.grad(loss, x)
@@ -213,27 +216,33 @@ def replay(trace):
             arrays["edge"][t, :n], arrays["x"][t, :n], arrays["y"][t, :n], weights[t], arrays["logits"].shape[2]
         )
         if margin_is_undefined(config, n):
-            check_nan(arrays, t, found)
+            check_nan(arrays, t, found, weights[t], weights[t + 1])
             continue
-        check_step(arrays, t, twins_as_recorded(arrays, t, found), bits)
+        check_step(arrays, t, found, bits)
         if weights[t + 1] is not None:
-            check_weights(arrays, t, found["after"], weights[t + 1], unit)
+            check_weights(arrays, t, weights[t], found["after"], weights[t + 1], unit)
     known = {"n", "x", "y", "edge", "W0", "W", "W_end", "run_bits"} | steps[0].keys()
     assert not {key for key in arrays if not key.startswith("hp_")} - known
 
 
-def twins_as_recorded(arrays, t, found):
-    """Of two rows that are alike in all, which gets which of two random margins is a matter of the sort."""
-    twins = np.flatnonzero(arrays["edge"][t] == 5)
-    if "row_margin" not in found or len(twins) != 2:
-        return found
-    found, recorded = dict(found), arrays["row_margin"][t, twins]
-    if (np.diff(found["row_margin"][twins]) * np.diff(recorded)) < 0:
-        for key in ("logits", "grad_x", "row_margin"):
-            value = found[key].detach().clone()
-            value[twins] = value[twins[::-1].copy()]
-            found[key] = value
-    return found
+def sort_twins_as_recorded(margin, arrays, t):
+    """ElasticFace+ sorts rows by cosine: which of two rows that are alike comes first is a matter of the sort."""
+    twins = [row for row in np.flatnonzero(arrays["edge"][t] == 5) if row < arrays["n"][t]]
+    if not isinstance(margin, Elastic):
+        return
+    margin.__dict__.pop("margins", None)
+    if not margin.plus or len(twins) != 2:
+        return
+    recorded = torch.from_numpy(arrays["row_margin"][t, : arrays["n"][t]])
+
+    def margins(cosine, rows):
+        found = type(margin).margins(margin, cosine, rows)
+        places = [int((cosine.argsort(descending=True, stable=True) == row).nonzero()) for row in twins]
+        swapped = found.clone()
+        swapped[places] = found[places[::-1]]
+        return min(found, swapped, key=lambda each: (each - recorded).abs().sum())
+
+    object.__setattr__(margin, "margins", margins)
 
 
 def margin_is_undefined(config, n):
@@ -241,7 +250,9 @@ def margin_is_undefined(config, n):
     return config.margin == "adaface" and n == 1
 
 
-def check_nan(arrays, t, found):
+def check_nan(arrays, t, found, before, after):
+    """Nothing is learnt there any more, and everything is finite here."""
+    assert after is None or np.array_equal(before, after)
     assert np.isnan(arrays["state_batch_std"][t + 1]) and np.isnan(arrays["logits"][t, :1]).all()
     assert np.isnan(arrays["loss"][t]) and np.isnan(arrays["loss_ce"][t])
     assert not arrays["grad_x"][t].any() and not arrays["grad_W"][t].any()
@@ -314,15 +325,21 @@ def close_to_largest(actual, expected, what, everything):
     assert worst <= bound, f"{what}: off by {worst:.3g}, allowed {bound:.3g}"
 
 
-def check_weights(arrays, t, after, expected, unit):
-    """Those before the next step, where no row was so steep that float32 could not say."""
+def check_weights(arrays, t, before, after, expected, unit):
+    """The weights before the next step are those that the recorded gradient leads to, and those of the head, where no
+    row was so steep that float32 could not say."""
     n = arrays["n"][t]
     steep = np.isin(arrays["edge"][t, :n], (1, 2, 3, 4, 7, 8))
     kept = rows_besides(arrays["y"][t, :n][steep], len(expected), arrays["logits"].shape[2])
-    after, expected = after.detach().double(), torch.from_numpy(expected).double()
+    before, after, next_ = (torch.as_tensor(each).detach().double() for each in (before, after, expected))
+    before = F.normalize(before) if unit else before
+    recorded = before - float(arrays["hp_lr"]) * torch.from_numpy(arrays["grad_W"][t]).double()
+    if arrays["run_bits"] == 32:
+        assert torch.equal(finite := torch.isfinite(recorded), torch.isfinite(next_))
+        close(recorded[finite].numpy(), next_[finite].numpy(), 1e-5, f"weights by the recorded gradient of step {t}")
     if unit:
-        after, expected = F.normalize(after), F.normalize(expected)
-    close(after[kept].numpy(), expected[kept].numpy(), 1e-4, f"weights after step {t}")
+        after, next_ = F.normalize(after), F.normalize(next_)
+    close(after[kept].numpy(), next_[kept].numpy(), 1e-4, f"weights after step {t}")
 
 
 @every_file
