@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.heads.full_fc import FullFC
-from ffc_ds.heads.margins import make_margin
+from ffc_ds.heads.margins import Rows, make_margin
 from ffc_ds.heads.partial_fc import PartialFC
 from ffc_ds.heads.virtual_fc import VirtualFC
 from tests.heads.test_partial_fc import sample_of
@@ -222,6 +222,24 @@ def test_sharded_equals_dense(world, workspace_bytes, accumulation):
         assert_same([full[case] for full, _ in results], run_densely(case, accumulation, all_classes), case)
         sampled = run_densely(case, accumulation, sample_of)
         assert_same([found[case] for _, found in results], sampled, f"partial_fc, {case}")
+
+
+@pytest.mark.parametrize("settings", [{"margin": "combined"}, {"margin": "sv"}, *CASES.values()], ids=str)
+def test_slopes_are_those_of_the_values(settings):
+    """By differences, for target and others, up to the clamps near 1 and -1; papers detach SphereFace's."""
+    margin = make_margin(HeadConfig(**settings))
+    cosine, h = torch.linspace(-0.99995, 0.99995, 400, dtype=torch.float64), 1e-7
+    norms, draws = torch.full_like(cosine, 15.0), torch.full_like(cosine, 0.3)
+    rows = Rows(torch.full_like(cosine, 0.4), norms, draws, torch.tensor([12.0, 9.0]).double()[: len(margin.state)])
+    if margin.unit_rows or getattr(margin, "plus", False):
+        return
+    functions = [lambda c: margin.target(c, rows)]
+    if margin.changes_negatives:
+        one = replace(rows, target=rows.target[:1])
+        functions.append(lambda c: [each[0] for each in margin.negatives(c[None].clone(), one)])
+    for function in functions:
+        found = (function(cosine + h)[0] - function(cosine - h)[0]) / (2 * h)
+        torch.testing.assert_close(function(cosine)[1].double(), found, rtol=1e-4, atol=1e-4)
 
 
 def test_accumulation_leaves_the_state_of_the_whole_batch():
