@@ -21,8 +21,8 @@ test: $(VENV)/ready
 	python -m pytest
 
 test-golden: $(VENV)/ready
-	@test -n "$(GOLDEN_DIR)" || { echo "make test-golden needs GOLDEN_DIR=folder/with/traces"; exit 2; }
-	python -m pytest tests/test_golden.py
+	@test -n "$(GOLDEN_DIR)$(MARGINS_DIR)" || { echo "make test-golden needs GOLDEN_DIR= or MARGINS_DIR=folder/with/traces"; exit 2; }
+	python -m pytest tests/test_golden.py tests/test_margin_traces.py
 
 $(VENV)/ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,11 @@ from ffc_ds.config.values import check_values
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
 
+MarginName = Literal[
+    *("am", "arc", "sv", "combined", "adaface", "curricular", "magface", "sphereface", "sphereface_r"),
+    *("elastic_arc", "elastic_arc_plus", "elastic_cos", "elastic_cos_plus"),
+]
+
 
 @dataclass
 class DataConfig:
@@ -79,21 +84,46 @@ class HeadConfig:
     name: Literal["ffc", "full_fc", "partial_fc", "virtual_fc", "metric"] = "ffc"
     """Which system: a dynamic class pool (ffc), one weight vector an identity (full_fc), the same with a random share
     of them trained each step (partial_fc), one vector for a group of identities (virtual_fc), or none (metric)."""
-    margin: Literal["am", "arc", "sv", "combined"] = "am"
-    """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, SV-AM-Softmax, or ArcFace's combination."""
+    margin: MarginName = "am"
+    """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, SV-AM-Softmax, ArcFace's combination, AdaFace,
+    CurricularFace, MagFace, SphereFace, SphereFace-R, or one of ElasticFace's; docs/heads/margins.md has them all. ffc
+    takes am, arc, sv, combined and sphereface."""
     margin_strength: float | None = None
-    """Strength of the margin; by default the published one (am 0.4, arc 0.5, sv 0.4)."""
+    """Strength of the margin, m; by default the published one (am, sv, adaface 0.4; arc, curricular, elastic_arc 0.5;
+    elastic_cos 0.35; sphereface 1.7, sphereface_r 1.4). magface and combined have their own settings."""
     combined: list[float] = field(default_factory=lambda: [1.0, 0.3, 0.2])
     """combined: m1, m2 and m3 of cos(m1 theta + m2) - m3."""
     straight_through: bool = False
     """arc, combined: the gradient passes by the margin, as in the released Partial FC; otherwise it is the true one."""
     m3_alone: bool = False
     """combined: an m3 above 0 switches m1 and m2 off, as in the released Partial FC."""
+    adaface_h: float | None = None
+    """adaface: how much the length of an embedding counts, h; by default 0.333."""
+    adaface_t_alpha: float | None = None
+    """adaface: weight of a batch in the running mean and deviation of the lengths; by default 0.01."""
+    magface_bounds: list[float] | None = None
+    """magface: lengths between which margin and regulariser change, l_a and u_a; by default [10, 110]."""
+    magface_margins: list[float] | None = None
+    """magface: margins at these lengths; by default [0.45, 0.8]."""
+    magface_lambda_g: float | None = None
+    """magface: factor on the regulariser, which rewards long embeddings; by default 35."""
+    magface_form: Literal["easy", "guarded", "cosine"] | None = None
+    """magface: margin on the angle where its cosine is above 0 (easy, the default), or up to pi - margin (guarded), or
+    on the cosine."""
+    sphereface_lw: float | None = None
+    """sphereface_r: the loss is multiplied by this and divided by the scale; by default 50."""
+    sphereface_version: Literal[0, 1, 2] | None = None
+    """sphereface_r: which characteristic functions of its paper, v2 (the default), v1, or v0, that of sphereface."""
+    elastic_std: float | None = None
+    """elastic_*: deviation of the margins; by default 0.05, 0.0175 for elastic_arc_plus, 0.025 for elastic_cos_plus."""
+    sub_centers: int = 1
+    """full_fc, partial_fc: weight vectors of each identity, of which the nearest to an image counts (sub-center ArcFace
+    is 3 with head.margin arc)."""
     interclass_filter: float = 0.0
     """full_fc, partial_fc, virtual_fc: other classes nearer than this cosine are left out of the softmax (they may be
     the same person under another name); 0 leaves out none."""
     scale: float | None = None
-    """Factor on the cosines before the softmax; by default 32 for ffc and 64 for the others."""
+    """Factor on the cosines before the softmax; by default 32 for ffc, 30 for sphereface and sphereface_r, else 64."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the class state and of the products with it; sums and statistics are float32 in any case."""
     workspace_mb: int = 256

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from math import inf, isfinite
 from typing import Any
 
+from ffc_ds.config.margins import check_margin
 from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.errors import UserError
 
@@ -84,6 +85,7 @@ def check_values(config) -> None:
         raise UserError(f"data.train is {train}; it must be the name of a dataset, or a list of different ones.")
     if len(config.head.combined) != 3 or not 0 < config.head.combined[0] < inf:
         raise UserError(f"head.combined is {config.head.combined}; it must be [m1, m2, m3], and m1 above 0.")
+    check_margin(config.head)
 
 
 def check_each(settings: dict[str, Any], prefix: str = "") -> None:

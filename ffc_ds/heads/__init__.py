@@ -81,7 +81,8 @@ def _class_weights(config, optim, identities, dim, batches, device, seed):
                 f"could need {needed}: lower head.group_identities or data.batch_size, or use data.loader id with more "
                 "data.images_per_identity."
             )
-        weights, state = classes * dim, STATES[optim.name] * classes * dim
+        weights = config.sub_centers * classes * dim
+        state = STATES[optim.name] * weights
         of_optimizer = "the state of their optimizer"
         if optim.memory == "host" and device.type == "cuda":
             host, pinned = torch.device("cpu"), STATES[optim.name] << (weights - 1).bit_length()  # torch rounds up

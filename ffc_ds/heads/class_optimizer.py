@@ -13,12 +13,16 @@ class _RowOptimizer:
 
     bf16 rows are rounded up or down at random in proportion to the distance, so that small updates count on average;
     the draws of a step follow from `seed` and the step, in the order in which its blocks are updated.
+
+    unit_dim: rows are made of vectors of so many numbers that are made unit vectors after each update, if it is given.
     """
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int):
-        self.config, self.weights, self.workspace, self.seed = config, weights, workspace, seed
+    def __init__(
+        self, config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int, unit_dim: int | None = None
+    ):
+        self.config, self.weights, self.workspace, self.seed, self.unit_dim = config, weights, workspace, seed, unit_dim
         on_host = config.memory == "host" and weights.device.type != "cpu"
         place = {"device": "cpu", "pin_memory": True} if on_host else {"device": weights.device}
         self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
@@ -40,6 +44,12 @@ class _RowOptimizer:
         else:
             part = state[rows.to(state.device)]
         return part.to(self.weights.device, non_blocking=True).float()
+
+    def write_weights(self, rows: slice | Tensor, weights: Tensor) -> None:
+        """Put updated weights fp32 [b, dim] in their place; overwritten."""
+        if self.unit_dim:
+            unit_vectors_(weights, self.unit_dim)
+        self.write(self.weights, rows, weights)
 
     def write(self, tensor: Tensor, rows: slice | Tensor, value: Tensor) -> None:
         """Put fp32 rows [b, dim] into `tensor`, unless they are a part of it."""
@@ -63,7 +73,7 @@ class RowSGD(_RowOptimizer):
         torch.add(grad, velocity, alpha=self.config.momentum, out=velocity)
         weights.sub_(velocity, alpha=learning_rate)
         self.write(self.state["velocity"], rows, velocity)
-        self.write(self.weights, rows, weights)
+        self.write_weights(rows, weights)
 
 
 class RowAdamW(_RowOptimizer):
@@ -83,7 +93,7 @@ class RowAdamW(_RowOptimizer):
         weights.addcdiv_(first, spread, value=-learning_rate / corrected[0])
         for name, value in zip(self.slots, (first, second), strict=True):
             self.write(self.state[name], rows, value)
-        self.write(self.weights, rows, weights)
+        self.write_weights(rows, weights)
 
 
 def _round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,8 +102,14 @@ def _round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
     return (value.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
 
 
+def unit_vectors_(weights: Tensor, dim: int) -> None:
+    """Make unit vectors of the vectors of `dim` numbers of which the rows of `weights` are made, in place."""
+    vectors = weights.view(-1, dim)
+    vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+
+
 def make_class_optimizer(
-    config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int
+    config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int, unit_dim: int | None = None
 ) -> RowSGD | RowAdamW:
     """The optimizer that `config.name` asks for."""
-    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed)
+    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed, unit_dim)

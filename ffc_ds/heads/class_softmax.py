@@ -6,15 +6,15 @@ refused step costs nothing: nothing was changed.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ffc_ds.distributed import all_reduce
+from ffc_ds.distributed import all_reduce, world_size
+from ffc_ds.heads.margins import Margin, Rows, RunningState
 from ffc_ds.heads.softmax import (
-    SLOPE_BYTES,
     Cells,
     OnlineSoftmax,
     add_rows,
@@ -27,10 +27,13 @@ from ffc_ds.heads.softmax import (
 )
 from ffc_ds.heads.workspace import Workspace
 
+SUB_CENTER_BYTES = 12  # of a row and class: the largest of its cosines, and which one it is
+
 
 @dataclass(frozen=True)
 class Columns:
-    """Class weights that a micro-batch is compared with, of any length: `weights` [n, dim] or their `rows` (int64 [m]).
+    """Class weights that a micro-batch is compared with, of any length: `weights` [n, K * dim], K vectors a class, or
+    their `rows` (int64 [m]). A column is a class.
 
     `targets`: the rows of the batch whose class is here, and which column it is; `hidden`: columns to leave out;
     `host_rows`: `rows` on the host, where the head needs them there.
@@ -46,7 +49,7 @@ class Columns:
         return len(self.weights if self.rows is None else self.rows)
 
     def block(self, block: slice, workspace: Workspace) -> Tensor:
-        """Their weights [b, dim]: the class state itself where they lie side by side, otherwise a copy."""
+        """Their weights [b, K * dim]: the class state itself where they lie side by side, otherwise a copy."""
         if self.rows is None:
             return self.weights[block]
         return workspace.rows("weights", self.weights, self.rows[block])
@@ -54,18 +57,31 @@ class Columns:
 
 @dataclass(frozen=True)
 class ClassSoftmaxSettings:
-    """margin: one of `margins`; interclass_filter: 0, or the cosine beyond which other classes are left out;
-    workspace_bytes: for the logits of a micro-batch."""
+    """interclass_filter: 0, or the cosine beyond which other classes are left out; workspace_bytes: for the logits of a
+    micro-batch; sub_centers: K, weight vectors of a class, of which the nearest one to a row counts."""
 
-    margin: object
+    margin: Margin
     scale: float
     interclass_filter: float
     workspace_bytes: int
+    sub_centers: int = 1
+
+
+def bytes_a_column(rows: int, dtype: torch.dtype, settings: ClassSoftmaxSettings) -> int:
+    """Of a class of weights of that type while a block is worked on: logits, slopes, masks, and whose they are."""
+    margin, sub_centers = settings.margin, settings.sub_centers
+    cell = sub_centers * cell_bytes(dtype) + margin.bytes_a_cell + int(settings.interclass_filter > 0)
+    if sub_centers > 1:
+        cell += SUB_CENTER_BYTES + (4 * sub_centers if margin.bytes_a_cell else 0)
+    return rows * cell
 
 
 class ClassSoftmax:
     """Micro-batch `number` of a step: unit features fp32 [R, dim], equal on all ranks, and the columns that this rank
-    holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again."""
+    holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again.
+
+    rows: what the margin reads of them beside; state: what it keeps, which sees them now.
+    """
 
     def __init__(
         self,
@@ -74,23 +90,28 @@ class ClassSoftmax:
         settings: ClassSoftmaxSettings,
         workspace: Workspace,
         number: int,
+        rows: Rows,
+        state: RunningState,
     ):
         self.features, self.columns, self.settings, self.workspace = features, columns, settings, workspace
-        rows, dim = features.shape
-        self.pulled = features * (settings.scale / rows)
-        dtype, logits = columns[0].weights.dtype, rows * sum(map(len, columns))
-        bent = SLOPE_BYTES if settings.margin.changes_negatives else int(settings.interclass_filter > 0)
-        column_bytes = rows * (cell_bytes(dtype) + bent)
+        self.margin, self.dim = settings.margin, features.shape[1]
+        self.factor = settings.scale * self.margin.loss_factor(settings.scale) / len(features)
+        self.pulled = features * self.factor
+        dtype, logits = columns[0].weights.dtype, len(features) * settings.sub_centers * sum(map(len, columns))
+        column_bytes = bytes_a_column(len(features), dtype, settings)
         # a quarter for the block that is worked on, so that more than one can be kept
-        self.width = block_width(column_bytes, dim, settings.workspace_bytes // 4, features.device)
+        vectors = settings.sub_centers * self.dim
+        self.width = block_width(column_bytes, vectors, settings.workspace_bytes // 4, features.device)
         fits = dtype.itemsize * logits + self.width * column_bytes <= settings.workspace_bytes
         self.kept = {} if fits else None
         self._kept_memory = workspace.take(("logits", number), (logits,)) if fits and dtype == torch.float32 else None
         self._find_targets()
-        softmax = OnlineSoftmax(rows, dim, settings.scale, features.device)
+        target = all_reduce(self.own_target.clone()) if self.margin.reads_target else None
+        self.rows = state.see(replace(rows, target=target))
+        softmax = OnlineSoftmax(len(features), self.dim, settings.scale, features.device)
         for number, part in enumerate(columns):
             for block in self.blocks(number):
-                self._fold(softmax, number, block, part.block(block, workspace))
+                self._fold(softmax, number, block, part.block(block, workspace).view(-1, self.dim))
         self._join(softmax)
 
     def blocks(self, number: int) -> Iterator[slice]:
@@ -100,16 +121,19 @@ class ClassSoftmax:
     def _find_targets(self):
         """Cosines of the rows with their own class, 0 where another rank has it; the owner keeps that class center."""
         self.own_target = torch.zeros(len(self.features), device=self.features.device)
-        self.centers, self.target_norms = [], []
+        self.centers, self.target_norms, self.winners = [], [], []
         for part in self.columns:
             rows, columns = part.targets.rows, part.targets.columns
             weights = part.weights[columns if part.rows is None else part.rows[columns]].float()
-            norms = weights.norm(dim=1).clamp_min(1e-12)
-            self.centers.append(weights / norms[:, None])
-            self.target_norms.append(norms)
-            self.own_target.index_add_(0, rows, (self.centers[-1] * self.features[rows]).sum(1))
-        if self.settings.margin.changes_negatives:
-            self.target = all_reduce(self.own_target.clone())
+            weights = weights.view(len(rows), self.settings.sub_centers, self.dim)
+            norms = weights.norm(dim=2).clamp_min(1e-12)
+            centers = weights / norms[:, :, None]
+            cosines, winner = (centers * self.features[rows, None]).sum(2).max(1)
+            nearest = torch.arange(len(rows), device=rows.device), winner
+            self.centers.append(centers[nearest])
+            self.target_norms.append(norms[nearest])
+            self.winners.append(winner)
+            self.own_target.index_add_(0, rows, cosines)
 
     def _fold(self, softmax, number, block, weights):
         cosines, slopes, inverse_norms = self._cosines(number, block, weights)
@@ -118,21 +142,28 @@ class ClassSoftmax:
             self.kept[number, block.start] = weighted, softmax.max, inverse_norms
 
     def _cosines(self, number, block, weights):
-        """Cosines [R, b] as the softmax sees them, -inf where it should not look, their slopes by the products of
-        features and weights, and 1 / norm of the weights."""
+        """Cosines [R, K b] as the softmax sees them, -inf where it should not look, their slopes by the products of
+        features and weights [K b, dim], and 1 / norm of the weights. What is hidden is hidden last: a margin may lift
+        it again."""
         part, settings = self.columns[number], self.settings
         inverse_norms = weights.norm(dim=1, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
-        cosines = products(self.features, weights, self._place(len(weights))).mul_(inverse_norms)
+        vectors = products(self.features, weights, self._place(len(weights))).mul_(inverse_norms)
+        slopes, cosines, winner = None, vectors, None
+        if settings.sub_centers > 1:
+            cosines, winner = vectors.view(len(vectors), -1, settings.sub_centers).max(2)
+        near = cosines > settings.interclass_filter if settings.interclass_filter else None
+        if self.margin.changes_negatives:
+            cosines, slopes = self.margin.negatives(cosines, self.rows)
+        if near is not None:
+            cosines.masked_fill_(near, -torch.inf)
         part.targets.hide(cosines, block)
         if part.hidden is not None:
             part.hidden.hide(cosines, block)
-        if settings.interclass_filter:
-            cosines.masked_fill_(cosines > settings.interclass_filter, -torch.inf)
-        slopes = inverse_norms
-        if settings.margin.changes_negatives:
-            cosines, slopes = settings.margin.negatives(cosines, self.target)
-            slopes.mul_(inverse_norms)
-        return cosines, slopes, inverse_norms
+        if winner is not None:
+            each = vectors.fill_(-torch.inf).view(len(vectors), -1, settings.sub_centers)
+            each.scatter_(2, winner[:, :, None], cosines[:, :, None])
+            slopes = None if slopes is None else slopes.repeat_interleave(settings.sub_centers, 1)
+        return vectors, inverse_norms if slopes is None else slopes.mul_(inverse_norms), inverse_norms
 
     def _place(self, width):
         """Memory for logits [R, width]: to stay in, unless what is kept of them is a copy in half precision."""
@@ -144,23 +175,36 @@ class ClassSoftmax:
         return place.view(shape)
 
     def _join(self, softmax):
-        scale = self.settings.scale
         log_sum, target = join_ranks(softmax.max, softmax.sum, self.own_target)
-        self.losses, self.log_sum, self.surplus = margin_cross_entropy(log_sum, target, self.settings.margin, scale)
+        self.losses, self.log_sum, self.surplus = margin_cross_entropy(
+            log_sum, target, self.margin, self.rows, self.settings.scale
+        )
         self.grad = (softmax.max - self.log_sum).exp()[:, None] * softmax.pull
         for part, centers in zip(self.columns, self.centers, strict=True):
             self.grad.index_add_(0, part.targets.rows, self.surplus[part.targets.rows, None] * centers)
-        self.grad *= scale / len(self.features)
+        self.grad *= self.factor
+        self.value = self.losses.mean() * self.margin.loss_factor(self.settings.scale)
+        self.norm_grad = self._by_norms(target) if self.margin.trains_norms else None
 
-    def loss(self, features: Tensor) -> Tensor:
-        """Mean cross-entropy, differentiable by the features (this rank's part of their gradient)."""
-        return _WithGradient.apply(features, self.losses.mean(), self.grad)
+    def _by_norms(self, target):
+        """Add the regulariser. Gradient [R, 1] of the loss by the norms, which all ranks have whole: a share of it."""
+        added, slope = self.margin.regulariser(self.rows.norms)
+        self.value = self.value + added.mean()
+        grad = self.factor * torch.expm1(-self.losses) * self.margin.by_norm(target, self.rows) + slope / len(target)
+        return (grad / world_size())[:, None]
+
+    def loss(self, features: Tensor, norms: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy and what the margin adds, differentiable by features and norms [R, 1] (this rank's part
+        of their gradients)."""
+        return _WithGradient.apply(features, norms, self.value, self.grad, self.norm_grad)
 
     def class_gradient(self, number: int, block: slice, weights: Tensor) -> Tensor:
-        """Gradient fp32 [b, dim] of the loss by `weights` [b, dim], the block of columns[number] as the loss saw it.
+        """Gradient fp32 [b, K * dim] of the loss by `weights` [b, K * dim], the block of columns[number] as the loss
+        saw it.
 
         It lies in the workspace: the next call overwrites it.
         """
+        shape, weights = weights.shape, weights.view(-1, self.dim)
         if self.kept is None:
             cosines, slopes, inverse_norms = self._cosines(number, block, weights)
             weighted = cosines.mul_(self.settings.scale).sub_(self.log_sum[:, None]).exp_().mul_(slopes)
@@ -168,29 +212,37 @@ class ClassSoftmax:
         else:
             weighted, maximum, inverse_norms = self.kept[number, block.start]
             pulled = (maximum - self.log_sum).exp()[:, None] * self.pulled
-        grad = self.workspace.take("grad", (len(weights), pulled.shape[1]))
+        grad = self.workspace.take("grad", weights.shape)
         if weights.dtype == torch.float32:
             torch.mm(weighted.T, pulled, out=grad)
         else:
             grad.copy_(weighted.T @ pulled.to(weights.dtype))
+        self._add_targets(grad, number, block)
+        if not self.margin.unit_rows:
+            # only what turns a class weight changes the cosines
+            product = torch.mul(grad, weights, out=self.workspace.take("product", grad.shape))
+            along = product.sum(1).mul_(inverse_norms.square())
+            grad.addcmul_(weights, along[:, None], value=-1)
+        return grad.view(shape)
+
+    def _add_targets(self, grad, number, block):
+        """What the rows whose class is in the block add to its gradient [K b, dim]."""
         targets = self.columns[number].targets
         inside = targets.inside(block)
         if inside.start < inside.stop:
             rows = targets.rows[inside]
             onto_targets = (self.surplus[rows] / self.target_norms[number][inside])[:, None] * self.pulled[rows]
-            add_rows(grad, targets.columns[inside] - block.start, onto_targets)
-        # only what turns a class weight changes the cosines
-        product = torch.mul(grad, weights, out=self.workspace.take("product", grad.shape))
-        along = product.sum(1).mul_(inverse_norms.square())
-        return grad.addcmul_(weights, along[:, None], value=-1)
+            vectors = (targets.columns[inside] - block.start) * self.settings.sub_centers
+            add_rows(grad, vectors + self.winners[number][inside], onto_targets)
 
 
 class _WithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, loss, grad):
-        ctx.save_for_backward(grad)
+    def forward(ctx, features, norms, loss, grad, norm_grad):
+        ctx.save_for_backward(grad, norm_grad)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        return ctx.saved_tensors[0] * grad_loss, None, None
+        grad, norm_grad = ctx.saved_tensors
+        return grad * grad_loss, None if norm_grad is None else norm_grad * grad_loss, None, None, None

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
 from ffc_ds.heads.hard_negatives import HardNegatives, largest_of_all_ranks
+from ffc_ds.heads.margins import Margin, Rows
 from ffc_ds.heads.softmax import (
-    SLOPE_BYTES,
     Cells,
     OnlineSoftmax,
     add_rows,
@@ -39,9 +39,9 @@ class PoolColumns:
 
 @dataclass(frozen=True)
 class PoolLossSettings:
-    """margin: one of `margins`; hard_negatives: h; fresh_weight: factor on the fresh-identity term."""
+    """margin: one of `config.margins.OF_FFC`; hard_negatives: h; fresh_weight: factor on the fresh-identity term."""
 
-    margin: object
+    margin: Margin
     scale: float
     hard_negatives: int
     fresh_weight: float
@@ -131,12 +131,13 @@ class _Pass:
 
     def walk_common_columns(self, workspace):
         weights, special = self.columns.weights, self.columns.special
-        (rows, dim), bent = self.probes.shape, self.settings.margin.changes_negatives
+        (rows, dim), margin = self.probes.shape, self.settings.margin
         self.softmax = OnlineSoftmax(len(self.source), dim, self.settings.scale, self.device)
         self.hardest = HardNegatives(self.fresh, self.settings.hard_negatives, self.device)
         probes = self.probes.to(weights.dtype)
         targets, worked_out_later = Cells(self.column, self.device, self.owned), Cells(special, self.device)
-        column_bytes = rows * cell_bytes(weights.dtype) + len(self.source) * (4 + SLOPE_BYTES) * bent
+        bent = (4 + margin.bytes_a_cell) if margin.changes_negatives else 0
+        column_bytes = rows * cell_bytes(weights.dtype) + len(self.source) * bent
         width = block_width(column_bytes, dim, self.settings.workspace_bytes, self.device)
         for block in column_blocks(len(weights), width):
             part = weights[block]
@@ -149,7 +150,7 @@ class _Pass:
     def _add_existing(self, cosines, weights):
         if not self.settings.margin.changes_negatives:
             return self.softmax.add(cosines, weights)
-        cosines, slopes = self.settings.margin.negatives(cosines[self.source], self.target_of_row)
+        cosines, slopes = self.settings.margin.negatives(cosines[self.source], Rows(self.target_of_row))
         return self.softmax.add(cosines, weights, slopes)
 
     def existing_term(self) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ class _Pass:
         maximum = torch.maximum(common_max, special_max)
         total = common_sum * (common_max - maximum).exp() + special_sum * (special_max - maximum).exp()
         log_sum, target = join_ranks(maximum, total, self.own_target)
-        losses, log_sum, surplus = margin_cross_entropy(log_sum, target, margin, scale)
+        losses, log_sum, surplus = margin_cross_entropy(log_sum, target, margin, Rows(), scale)
 
         grad = torch.zeros(self.existing, self.probes.shape[1], device=self.device)
         share = (common_max - log_sum).exp()
@@ -185,7 +186,7 @@ class _Pass:
         self.special_targets.hide(cosines, slice(0, len(variants)))
         slopes = None
         if self.settings.margin.changes_negatives:
-            cosines, slopes = self.settings.margin.negatives(cosines, self.target[matrix])
+            cosines, slopes = self.settings.margin.negatives(cosines, Rows(self.target[matrix]))
         softmax.add(cosines, variants, slopes)
         return softmax
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
+from ffc_ds.heads.margins import Margin, Rows
 
 LOWEST = -1e30  # stands in for the maximum of no columns: finite, so that differences stay numbers
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # class rows of a block: on a CPU they should stay in its cache
-SLOPE_BYTES = 5  # of a cell whose margin changes negatives, beside its logit: its slope, and a mask
 
 
 def cell_bytes(dtype: torch.dtype) -> int:
@@ -117,10 +117,12 @@ class OnlineSoftmax:
         return weighted
 
 
-def margin_cross_entropy(log_sum: Tensor, target: Tensor, margin, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def margin_cross_entropy(
+    log_sum: Tensor, target: Tensor, margin: Margin, rows: Rows, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of rows of which the logits of other classes have the log-sum-exp `log_sum` and the cosine of the
     own class is `target`, of one shape: losses, log-sum-exp of all logits, and d loss / d (scale * target)."""
-    value, slope = margin.target(target)
+    value, slope = margin.target(target, rows)
     log_sum = torch.logaddexp(log_sum, scale * value)
     losses = log_sum - scale * value
     return losses, log_sum, ((-losses).exp() - 1) * slope

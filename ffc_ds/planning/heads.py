@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ffc_ds.heads import STATES
+from ffc_ds.heads.class_softmax import SUB_CENTER_BYTES
 from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.softmax import block_width, cell_bytes
 from ffc_ds.planning.settings import PlanSettings
@@ -45,28 +46,32 @@ def _class_weights(settings, device):
     own = -(-classes // settings.gpus)
     sampled = settings.head == "partial_fc"
     columns = math.ceil(settings.sample_rate * own) + settings.batch_size if sampled else own
-    workspace, column = settings.workspace_mb << 20, rows * cell_bytes(getattr(torch, settings.head_dtype))
-    width = block_width(column, dim, workspace // 4, device)
-    kept = size * rows * columns + width * column <= workspace
+    several = settings.sub_centers if settings.head != "virtual_fc" else 1
+    found = SUB_CENTER_BYTES if several > 1 else 0
+    column = rows * (several * cell_bytes(getattr(torch, settings.head_dtype)) + found)
+    workspace, vectors = settings.workspace_mb << 20, several * dim  # numbers of a class
+    width = block_width(column, vectors, workspace // 4, device)
+    kept = size * rows * several * columns + width * column <= workspace
     width = min(width, columns)
     states, on_host, half = STATES[settings.class_optimizer], settings.class_memory == "host", size == 2
     # Logits are fp32; half precision multiplies the class rows by a copy of them, which is what is kept.
-    logits = (size * rows * columns if kept else 0) + (4 * rows * width if half or not kept else 0)
+    logits = (size * rows * several * columns if kept else 0) + (4 * rows * several * width if half or not kept else 0)
+    logits += found * rows * width
     # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
     block = 8 + (size * (1 + states) if sampled else 0) + (4 * states if on_host else 0)
     updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 4 * (settings.class_optimizer == "adamw")
-    passing = max(updated * dim, 2 * rows if half else 0)
+    passing = max(updated * vectors, 2 * rows * several if half else 0)
     drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
     refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)
     return HeadCost(
-        state=size * own * dim,
-        optimizer=0 if on_host else size * states * own * dim,
-        workspace=logits + width * (block * dim + passing) + drawn,
+        state=size * own * vectors,
+        optimizer=0 if on_host else size * states * own * vectors,
+        workspace=logits + width * (block * vectors + passing) + drawn,
         # in fp32: features of all ranks, two factors and two gradients of theirs; three more are of this rank's rows
         features=(5 + 3 / settings.gpus) * 4 * rows * dim,
-        flops=(6 if kept else 8) * rows * columns * dim,
+        flops=(6 if kept else 8) * rows * columns * vectors,
         sent=_gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + _reduced(settings, 12 * rows),
-        host=size * states * own * dim if on_host else 0,
+        host=size * states * own * vectors if on_host else 0,
         refusal=f"{classes:,} anchors for a batch of {rows:,} images" if refused else None,
     )
 

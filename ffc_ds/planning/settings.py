@@ -52,6 +52,8 @@ class PlanSettings:
     """class_optim.name."""
     class_memory: Literal["device", "host"] = "device"
     """class_optim.memory."""
+    sub_centers: int = 1
+    """head.sub_centers."""
     sample_rate: float = 0.1
     """head.sample_rate."""
     group_identities: int = 100

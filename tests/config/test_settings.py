@@ -54,6 +54,9 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
         assert key in message and "Did you mean" in message
 
 
+FULL_FC = ("--head.name", "full_fc")
+
+
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
@@ -94,6 +97,17 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
         (("stray",), ["stray"]),
         (("--head.combined", "[0, 0.3, 0.2]"), ["head.combined", "m1 above 0"]),
         (("--head.margin_strength", "-1"), ["head.margin_strength", "not be below 0"]),
+        (("--head.adaface_h", "0.5"), ["head.adaface_h is 0.5", "am does not read it", "adaface would"]),
+        (("--head.margin", "magface", "--head.margin_strength", "0.5"), ["head.margin_strength is 0.5", "magface"]),
+        (("--head.margin", "sv", "--head.straight_through", "true"), ["head.straight_through", "arc, combined would"]),
+        (("--head.margin", "adaface", *FULL_FC, "--head.adaface_t_alpha", "0"), ["adaface_t_alpha is 0.0", "above 0"]),
+        (("--head.margin", "magface", *FULL_FC, "--head.magface_bounds", "[9]"), ["magface_bounds is [9.0]", "upper"]),
+        (("--head.margin", "magface", *FULL_FC, "--head.magface_bounds", "[9, 9]"), ["magface_bounds", "above"]),
+        (("--head.margin", "sphereface", "--head.margin_strength", "0.5"), ["margin_strength is 0.5", "at least 1"]),
+        (("--head.margin", "elastic_cos", *FULL_FC, "--head.elastic_std", "-1"), ["elastic_std is -1.0", "below 0"]),
+        (("--head.margin", "adaface", "--head.name", "ffc"), ["head.margin adaface", "not for head.name ffc", "sv"]),
+        (("--head.name", "virtual_fc", "--head.sub_centers", "3"), ["head.sub_centers is 3", "virtual_fc", "full_fc"]),
+        (("--head.name", "full_fc", "--head.sub_centers", "0"), ["head.sub_centers is 0", "above 0"]),
         (("--head.preset", "f2c", "--head.group_size", "3"), ["head.group_size is 3", "f2c stands for 2"]),
         (("--head.preset", "f2c", "--head.prefill", "0.5"), ["head.prefill is 0.5", "f2c stands for 0.0"]),
         (("--head.preset", "f2c", "--head.name", "full_fc"), ["head.preset f2c", "full_fc"]),

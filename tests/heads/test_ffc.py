@@ -64,6 +64,10 @@ class SlowFFC:
         elif self.s.margin == "arc":
             beyond = t < -math.cos(0.5)
             cosines[target] = t - 0.5 * math.sin(0.5) if beyond else torch.cos(torch.acos(t) + 0.5)
+        elif self.s.margin == "sphereface":
+            angle = 1.7 * torch.acos(t.detach())
+            k = (angle / math.pi).floor()
+            cosines[target] = t + ((-1) ** k * angle.cos() - 2 * k - t).detach()
         else:
             cosines = torch.where(cosines > t.detach() - 0.4, 1.2 * cosines + 0.2, cosines)
             cosines[target] = t - 0.4 if t > 0.4 else t
@@ -155,6 +159,7 @@ CASES = [
     if capacity >= 2 * ROWS or not others.get("keep_centers")
 ]
 CASES += [(settings_of(2, "arc", keep_centers=True), 2 * ROWS, 7, 60, False)]
+CASES += [(settings_of(2, "sphereface"), 64, 7, 40, True)]
 
 
 def run_all():

@@ -44,6 +44,16 @@ def test_logits_stay_within_the_workspace(workspace_mb, margin, dtype):
     assert peak_of_a_step(pool) <= bound, "ffc"
 
 
+MARGINS = [{"margin": "adaface"}, {"margin": "curricular"}, {"margin": "curricular", "sub_centers": 3}]
+
+
+@pytest.mark.parametrize("settings", MARGINS, ids=str)
+def test_margins_and_sub_centers_too(settings):
+    """Three weights of a class: three times what is beside the logits."""
+    bound = (8 << 20) + settings.get("sub_centers", 1) * BESIDE
+    assert peak_of_a_step(build(8, name="full_fc", **settings)) <= bound
+
+
 def test_logits_that_fit_are_kept_and_others_are_not():
     for workspace_mb, accumulation, kept in ((64, 1, True), (64, 2, False), (8, 1, False), (128, 2, True)):
         head = build(workspace_mb, accumulation, name="full_fc")

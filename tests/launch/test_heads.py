@@ -6,8 +6,9 @@ import pytest
 from tests.launched import class_state, losses, metrics, train_tiny
 
 IMAGES = ("--data.loader", "id", "--data.images_per_identity", "4")
+WITH_STATE = ("--head.margin", "adaface", "--head.sub_centers", "2")
 SYSTEMS = {
-    "partial_fc": ("--data.loader", "instance", "--head.sample_rate", "0.3", "--head.dtype", "bfloat16"),
+    "partial_fc": ("--data.loader", "instance", "--head.sample_rate", "0.3", "--head.dtype", "bfloat16", *WITH_STATE),
     "virtual_fc": (*IMAGES, "--head.group_identities", "2", "--class_optim.name", "adamw", "--optim.lr", "0.001"),
 }
 

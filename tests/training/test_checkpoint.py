@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ffc_ds.config.settings import HeadConfig
-from ffc_ds.distributed import rank
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
+from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.ffc import FFC
+from ffc_ds.heads.full_fc import FullFC
 from ffc_ds.training import checkpoint
 from ffc_ds.training.gallery import Gallery
 from tests.ranks import run_ranks
@@ -64,6 +65,37 @@ def test_pool_and_gallery_move_to_another_rank_count(tmp_path, writers, readers)
         assert checksum == written[0][1]
         for name, value in gallery.items():
             assert torch.equal(value, written[0][2][name]), name
+
+
+def class_weights(seed):
+    """Two weights a class, 7 classes: shards of uneven numbers of classes, none of which cuts a class in two."""
+    config = HeadConfig("full_fc", margin="adaface", sub_centers=2)
+    return SilentEngine(gallery=None, zero_stage=0, device=CPU), FullFC(config, ClassOptimConfig(), 7, 4, CPU, seed)
+
+
+def write_class_weights(folder):
+    engine, head = class_weights(seed=0)
+    head.loss(torch.ones(2, 3, 4, requires_grad=True), np.arange(6 * world_size()).reshape(2, -1) % 7)
+    head.step(applied=True, learning_rate=0.1)
+    checkpoint.save(folder, 5, engine, head, {"identity": {}}, keep=2)
+    return head.weights, head.optimizer.state["velocity"], head.state.settled
+
+
+def read_class_weights(folder):
+    engine, head = class_weights(seed=1)
+    checkpoint.load(checkpoint.find("latest", folder), engine, head)
+    return head.weights, head.optimizer.state["velocity"], head.state.settled
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 3), (3, 2)])
+def test_sub_centers_and_the_state_of_a_margin_move_to_another_rank_count(tmp_path, writers, readers):
+    written = run_ranks(writers, write_class_weights, tmp_path)
+    found = run_ranks(readers, read_class_weights, tmp_path)
+    for part in (0, 1):
+        whole = torch.cat([each[part] for each in written])
+        assert torch.equal(torch.cat([each[part] for each in found]), whole) and whole.any(1).all()
+    for *_, state in found:
+        assert torch.equal(state, written[0][2]) and state[0] != 20
 
 
 def crowded(folder):
