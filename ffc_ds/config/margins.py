@@ -30,9 +30,9 @@ READS: dict[str, dict[str, Any]] = {
     **ELASTIC,
 }
 SETTINGS = {name for settings in READS.values() for name in settings}
-SCALES = {"sphereface": 30.0, "sphereface_r": 30.0}  # of the released code; 64 for all others
+SCALES = {"sphereface": 30.0, "sphereface_r": 30.0}  # of the released code
 MULTIPLYING = ("sphereface", "sphereface_r")
-OF_FFC = ("am", "arc", "sv", "combined", "sphereface")
+OF_LRU = ("am", "arc", "sv", "combined", "sphereface")
 # What a set of comparisons hands on to all its margins.
 TOLERATED = {"combined": {"margin_strength"}}
 
@@ -43,16 +43,20 @@ def margin_settings(head) -> dict[str, Any]:
     return {name: READS[head.margin][name] if value is None else value for name, value in own.items()}
 
 
+def scale_of(head) -> float:
+    """The factor on the cosines that a HeadConfig asks for, or the published one."""
+    if head.scale is not None:
+        return head.scale
+    return 32.0 if head.name == "ffc" else SCALES.get(head.margin, 64.0)
+
+
 def check_margin(head) -> None:
     """Raise UserError for a setting that the margin does not read, for numbers it cannot work with, and for a head that
     it is not for."""
     _check_read(head)
     _check_numbers(head.margin, margin_settings(head))
-    if head.name == "ffc" and head.margin not in OF_FFC:
-        raise UserError(
-            f"head.margin {head.margin} is for class weights that are trained (head.name full_fc, partial_fc or "
-            f"virtual_fc), not for head.name ffc, which takes {', '.join(OF_FFC)}."
-        )
+    if head.name == "ffc" and head.pool == "lru" and head.margin not in OF_LRU:
+        raise UserError(f"head.margin {head.margin} is not for head.pool lru, which takes {', '.join(OF_LRU)}.")
     if head.sub_centers < 1:
         raise UserError(f"head.sub_centers is {head.sub_centers}; it must be above 0.")
     if head.sub_centers > 1 and head.name not in ("full_fc", "partial_fc"):

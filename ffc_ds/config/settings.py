@@ -135,31 +135,35 @@ class HeadConfig:
     """virtual_fc: identities that share an anchor."""
     metric_loss: Literal["triplet", "npair", "multi_similarity"] = "multi_similarity"
     """metric: which loss over the pairs or triplets of a batch."""
+    pool: Literal["drawn", "lru"] = "drawn"
+    """ffc: drawn keeps a class center for every identity, written by the gallery net, and each step compares with those
+    of its images and a random share of the others; lru is the pool of the paper, which knows the latest identities."""
     pool_size: float = 0.1
-    """ffc: slots of the pool; up to 1 a share of the identities, above it a number."""
+    """ffc: class centers that a step compares with (drawn), or slots of the pool (lru); up to 1 a share of the
+    identities, above it a number."""
+    center_momentum: float = 0.5
+    """ffc, drawn: after a step that shows an identity, center <- m * center + (1 - m) * feature, as a unit vector."""
     group_size: int = 3
-    """ffc: features kept for each slot (K); the released code keeps 2."""
+    """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.99
     """ffc: the gallery net follows the probe net by gallery <- m * gallery + (1 - m) * probe, once a step."""
-    prefill: float = 0.1
-    """ffc: share of the identities that the gallery net puts into the pool before training."""
-    keep_centers: bool = False
-    """ffc: an identity that leaves the pool leaves its newest feature behind, and comes back with it; takes 2 bytes a
-    number and identity, sharded over the ranks."""
+    prefill: float = 1.0
+    """ffc: share of the identities (lru: at most as many as there are slots) whose centers the gallery net writes
+    before training, from one image each."""
     fresh_weight: float = 1.0
-    """ffc: factor on the term that pushes identities outside the pool from their nearest centers."""
+    """ffc, lru: factor on the term that pushes identities outside the pool from their nearest centers."""
     loss_terms: Literal["mean", "sum"] = "mean"
-    """ffc: the loss is the mean over both passes and all K matrices, so that a learning rate means what it does for
-    the other heads, or, as in the released code, their sum, 2 K times as much."""
+    """ffc, lru: the loss is the mean over both passes and all K matrices, so that a learning rate means what it does
+    for the other heads, or, as in the released code, their sum, 2 K times as much."""
     hide_unfilled: bool = True
-    """ffc: slots that hold nobody are no negatives. The released code counts them, with random features."""
+    """ffc, lru: slots that hold nobody are no negatives. The released code counts them, with random features."""
     own_rows_only: bool = True
-    """ffc: row k of a slot counts only if its present holder wrote it. The released code does not look."""
+    """ffc, lru: row k of a slot counts only if its present holder wrote it. The released code does not look."""
     arc_guard: bool = True
     """arc, combined: keeps falling where the angle with its margin exceeds pi. The released codes let it rise."""
     preset: Literal["none", "f2c"] = "none"
-    """ffc: f2c is the released code: group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard off,
-    loss_terms sum."""
+    """ffc: f2c is the released code: pool lru, group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard
+    off, loss_terms sum."""
 
 
 def slots_of_pool(pool_size: float, identities: float) -> int:
@@ -282,8 +286,8 @@ class Config:
 
 
 F2C = {
-    **{"group_size": 2, "prefill": 0.0, "hide_unfilled": False, "own_rows_only": False, "arc_guard": False},
-    "loss_terms": "sum",
+    **{"pool": "lru", "group_size": 2, "prefill": 0.0, "loss_terms": "sum"},
+    **{"hide_unfilled": False, "own_rows_only": False, "arc_guard": False},
 }
 
 

@@ -42,28 +42,36 @@ def build_head(
 
         return together(lambda: Metric(config))
     if config.name == "ffc":
-        return _ffc(config, identities, dim, batches.rows, device, seed)
+        pool = _drawn_pool if config.pool == "drawn" else _lru_pool
+        return pool(config, identities, dim, batches, device, seed)
     return _class_weights(config, optim, identities, dim, batches, device, seed)
 
 
-def _ffc(config, identities, dim, rows, device, seed):
+def _drawn_pool(config, identities, dim, batches, device, seed):
+    from ffc_ds.heads.drawn_pool import DrawnPool
+
+    what, remedy = f"the centers of {identities} identities", "--head.pool lru"
+    together(lambda: _refuse_what_does_not_fit(identities * dim, config, what, remedy, device))
+    return DrawnPool(config, identities, dim, device, seed, batches.accumulation)
+
+
+def _lru_pool(config, identities, dim, batches, device, seed):
     from ffc_ds.heads.ffc import FFC
 
-    capacity = slots_of_pool(config.pool_size, identities)
+    capacity, rows = slots_of_pool(config.pool_size, identities), batches.rows
 
     def check():
-        needed, of_whom = (2 * rows, "both views") if config.keep_centers else (rows, "a global view")
-        if capacity < needed:
+        if capacity < rows:
             raise UserError(
                 f"the pool of {capacity} slots (head.pool_size {config.pool_size:g} of {identities} identities) is "
-                f"smaller than {of_whom} of {needed} images, which could push itself out. Set head.pool_size to at "
-                f"least {needed} or lower data.batch_size to at most {2 * rows * capacity // needed}."
+                f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
+                f"least {rows} or lower data.batch_size to at most {2 * capacity}."
             )
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
         _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
 
     together(check)
-    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed, identities)
+    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)
 
 
 def _class_weights(config, optim, identities, dim, batches, device, seed):

@@ -58,13 +58,15 @@ class Columns:
 @dataclass(frozen=True)
 class ClassSoftmaxSettings:
     """interclass_filter: 0, or the cosine beyond which other classes are left out; workspace_bytes: for the logits of a
-    micro-batch; sub_centers: K, weight vectors of a class, of which the nearest one to a row counts."""
+    micro-batch; sub_centers: K, weight vectors of a class, of which the nearest one to a row counts; trained: whether
+    `class_gradient` will be asked for."""
 
     margin: Margin
     scale: float
     interclass_filter: float
     workspace_bytes: int
     sub_centers: int = 1
+    trained: bool = True
 
 
 def bytes_a_column(rows: int, dtype: torch.dtype, settings: ClassSoftmaxSettings) -> int:
@@ -102,7 +104,7 @@ class ClassSoftmax:
         # a quarter for the block that is worked on, so that more than one can be kept
         vectors = settings.sub_centers * self.dim
         self.width = block_width(column_bytes, vectors, settings.workspace_bytes // 4, features.device)
-        fits = dtype.itemsize * logits + self.width * column_bytes <= settings.workspace_bytes
+        fits = settings.trained and dtype.itemsize * logits + self.width * column_bytes <= settings.workspace_bytes
         self.kept = {} if fits else None
         self._kept_memory = workspace.take(("logits", number), (logits,)) if fits and dtype == torch.float32 else None
         self._find_targets()

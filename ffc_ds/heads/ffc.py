@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import all_gather, gather_views, to_device
 from ffc_ds.heads.base import Head, Shard
@@ -12,7 +13,6 @@ from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
 from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
 from ffc_ds.heads.workspace import Workspace
-from ffc_ds.pool.centers import CenterStore
 from ffc_ds.pool.index import PoolIndex, Taken
 from ffc_ds.pool.storage import PoolStorage
 
@@ -30,18 +30,16 @@ class FFC(Head):
         device: torch.device,
         prefill_identities: int = 0,
         seed: int = 0,
-        identities: int = 0,
     ):
         self.config, self.capacity, self.seed = config, capacity, seed
-        self.centers = CenterStore(identities, dim, device) if config.keep_centers else None
-        self.prefill_identities = prefill_identities if config.keep_centers else min(prefill_identities, capacity)
+        self.prefill_identities = min(prefill_identities, capacity)
         self.index = PoolIndex(capacity, config.group_size)
         self.workspace = Workspace(device)
         self.storage = PoolStorage(capacity, config.group_size, dim, device, getattr(torch, config.dtype))
-        self.steps, self._kept = 0, []
+        self.steps = 0
         self.settings = PoolLossSettings(
             margin=make_margin(config),
-            scale=32.0 if config.scale is None else config.scale,
+            scale=scale_of(config),
             hard_negatives=hard_negatives_of(capacity),
             fresh_weight=config.fresh_weight,
             workspace_bytes=config.workspace_mb << 20,
@@ -55,9 +53,6 @@ class FFC(Head):
         probes = gather_views(F.normalize(probe.float(), dim=-1))
         with torch.no_grad():
             features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(1, 2)
-        if self.centers is not None:
-            self._recall(identities)
-            self._kept.append((identities[0], features[0]))
         mark = self.index.mark(), self.storage.mark()
         tentative, parts = self._pass(probes[0], identities[0], features[1], identities[1])
         self.index.undo(mark[0])
@@ -85,14 +80,6 @@ class FFC(Head):
             "center_age": age,
         }
         return total, metrics
-
-    def _recall(self, identities: np.ndarray) -> None:
-        """Let identities of the batch that have left the pool come back to it with what they left."""
-        absent = np.unique(identities)
-        absent = absent[self.index.find(absent) < 0]
-        absent = absent[self.centers.known(absent)]
-        if len(absent):
-            self._take_in(absent, self.centers.recall(absent))
 
     def _center_age(self, identities: np.ndarray) -> float:
         """Mean number of steps since the pooled ones of these identities were last seen by the gallery net."""
@@ -125,37 +112,23 @@ class FFC(Head):
         if not applied:
             self.index.undo((0, 0))
             self.storage.undo(0)
-            self._kept.clear()
-        for identities, features in self._kept:
-            self.centers.keep(identities, features)
-        self._kept.clear()
         self.index.settle()
         self.storage.settle()
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        features = F.normalize(gallery.float(), dim=-1)
-        self._take_in(identities, features)
-        if self.centers is not None:
-            self.centers.keep(identities, features)
+        self._take_in(identities, F.normalize(gallery.float(), dim=-1))
         self.index.settle()
         self.storage.settle()
 
     def shards(self):
-        pool = {"pool": Shard(self.storage.features, dim=1, length=self.capacity)}
-        if self.centers is None:
-            return pool
-        return pool | {"centers": Shard(self.centers.features, dim=0, length=self.centers.identities)}
+        return {"pool": Shard(self.storage.features, dim=1, length=self.capacity)}
 
     def host_state(self):
-        state = {f"index.{name}": array for name, array in self.index.state().items()}
-        seen = {} if self.centers is None else {"seen": self.centers.seen.copy()}
-        return state | seen | {"steps": np.array(self.steps)}
+        return {f"index.{name}": array for name, array in self.index.state().items()} | {"steps": np.array(self.steps)}
 
     def load_host_state(self, state):
         self.index.load({name.removeprefix("index."): array for name, array in state.items()})
-        if self.centers is not None:
-            self.centers.seen[:] = state["seen"]
         self.steps = int(state["steps"])
 
     def checksum(self):

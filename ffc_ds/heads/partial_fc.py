@@ -8,32 +8,18 @@ import torch
 
 from ffc_ds.data.randomness import mix
 from ffc_ds.distributed import to_device
-from ffc_ds.heads.class_softmax import Columns
 from ffc_ds.heads.full_fc import FullFC
+from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
-from ffc_ds.heads.softmax import Cells
 
 
 class PartialFC(FullFC):
-    """A sample of `sample_rate` x classes, the same in all micro-batches of a step, and what it lacks of their own.
-
-    Columns 0 is the sample, drawn on the device without the host waiting; columns 1 are the classes of the micro-batch
-    that are not in it, known to the host.
-    """
+    """A sample of `sample_rate` x classes, the same in all micro-batches of a step, and what it lacks of their own."""
 
     def _columns(self, labels, features):
-        device, wanted = self.weights.device, max(1, round(self.config.sample_rate * self.classes))
+        wanted = max(1, round(self.config.sample_rate * self.classes))
         sample = Sample(self.classes, wanted, int(mix(self.seed, self.steps)) >> 1)
-        rows, first = sample.rows(self.start, self.end, device)
-        own = np.flatnonzero((labels >= self.start) & (labels < self.end))
-        strata = sample.strata(labels[own])
-        drawn = sample.members(strata) == labels[own]
-        column = (strata[drawn] - first) % wanted
-        lacking, place = np.unique(labels[own[~drawn]] - self.start, return_inverse=True)
-        return [
-            Columns(self.weights, Cells(column, device, own[drawn]), rows - self.start),
-            Columns(self.weights, Cells(place, device, own[~drawn]), to_device(lacking, device), host_rows=lacking),
-        ]
+        return sampled_columns(self.weights, self.start, sample, labels)
 
     def _gradients(self):
         sample = self.micro_batches[0].columns[0]

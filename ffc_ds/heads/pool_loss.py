@@ -39,7 +39,7 @@ class PoolColumns:
 
 @dataclass(frozen=True)
 class PoolLossSettings:
-    """margin: one of `config.margins.OF_FFC`; hard_negatives: h; fresh_weight: factor on the fresh-identity term."""
+    """margin: one of `config.margins.OF_LRU`; hard_negatives: h; fresh_weight: factor on the fresh-identity term."""
 
     margin: Margin
     scale: float

@@ -77,29 +77,51 @@ def _class_weights(settings, device):
 
 
 def _ffc(settings, device):
+    return (_drawn_pool if settings.pool == "drawn" else _lru_pool)(settings, device)
+
+
+def _drawn_pool(settings, device):
+    """One pass over the sample and the batch's own, as partial_fc, without a gradient of the centers: drawn_pool.py."""
+    dim, rows, size = settings.embedding_size, settings.rows, getattr(torch, settings.head_dtype).itemsize
+    own = -(-int(settings.identities) // settings.gpus)
+    columns = min(math.ceil(settings.slots / settings.gpus), own) + settings.batch_size
+    column = rows * cell_bytes(getattr(torch, settings.head_dtype))
+    width = min(block_width(column, dim, (settings.workspace_mb << 20) // 4, device), columns)
+    logits = 4 * rows * width + (2 * rows * width if size == 2 else 0)
+    return HeadCost(
+        state=size * own * dim,
+        workspace=logits + width * (size * dim + 2 * rows * (size == 2)) + 4 * 8 * columns,
+        # as of class weights, and the gallery's features of all ranks and of this one
+        features=(6 + 4 / settings.gpus) * 4 * rows * dim,
+        flops=4 * rows * columns * dim,
+        sent=2 * _gathered(settings, 4 * rows * dim)
+        + _reduced(settings, 4 * rows * dim)
+        + _reduced(settings, 12 * rows),
+        gallery=True,
+    )
+
+
+def _lru_pool(settings, device):
     """Two passes over half the rows each: see ffc.py and pool_loss.py."""
     dim, size, slots = settings.embedding_size, getattr(torch, settings.head_dtype).itemsize, settings.slots
     rows, own, matrices = settings.rows // 2, -(-slots // settings.gpus), settings.group_size
     column = rows * cell_bytes(getattr(torch, settings.head_dtype))
     width = min(block_width(column, dim, settings.workspace_mb << 20, device), own)
-    hardest, needed = hard_negatives_of(slots), rows * (2 if settings.keep_centers else 1)
+    hardest = hard_negatives_of(slots)
     fresh = rows * (1 - ID_SHARE) * (1 - min(1, slots / settings.identities))
     vectors = _reduced(settings, 3 * 4 * matrices * rows) + _gathered(settings, 4 * matrices * fresh * hardest)
     # in fp32: centers and sums of the existing rows, while blocks pass with their copies and when they are joined
-    store = 2 * dim * -(-int(settings.identities) // settings.gpus) if settings.keep_centers else 0
-    back = 2 * rows if settings.keep_centers else 0  # at most so many come back to the pool in a step
     existing, centers, in_half = 4 * (rows - fresh) * dim, matrices / settings.gpus, 2 * rows * width * (size == 2)
     passing = max(existing * (1 + centers) + in_half, existing * (3 + matrices + 2 * centers))
     return HeadCost(
-        state=size * matrices * own * dim + store,
+        state=size * matrices * own * dim,
         workspace=4 * rows * width,
         features=9 * 4 * rows * dim + passing,
         flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
-        sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors)
-        + _reduced(settings, 4 * back * dim),
-        host=index_bytes(slots) + (settings.identities / 8 if settings.keep_centers else 0),
+        sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
+        host=index_bytes(slots),
         gallery=True,
-        refusal=f"a pool of {slots:,} slots for {needed:,} images" if slots < needed else None,
+        refusal=f"a pool of {slots:,} slots for a view of {rows:,} images" if slots < rows else None,
     )
 
 

@@ -58,12 +58,12 @@ class PlanSettings:
     """head.sample_rate."""
     group_identities: int = 100
     """head.group_identities."""
+    pool: Literal["drawn", "lru"] = "drawn"
+    """head.pool."""
     pool_size: float = 0.1
     """head.pool_size: up to 1 a share of the identities, above it a number."""
     group_size: int = 3
     """head.group_size."""
-    keep_centers: bool = False
-    """head.keep_centers."""
     workers: int = 1
     """data.workers."""
     matrix_tflops: float | None = None

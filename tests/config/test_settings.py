@@ -105,7 +105,7 @@ FULL_FC = ("--head.name", "full_fc")
         (("--head.margin", "magface", *FULL_FC, "--head.magface_bounds", "[9, 9]"), ["magface_bounds", "above"]),
         (("--head.margin", "sphereface", "--head.margin_strength", "0.5"), ["margin_strength is 0.5", "at least 1"]),
         (("--head.margin", "elastic_cos", *FULL_FC, "--head.elastic_std", "-1"), ["elastic_std is -1.0", "below 0"]),
-        (("--head.margin", "adaface", "--head.name", "ffc"), ["head.margin adaface", "not for head.name ffc", "sv"]),
+        (("--head.margin", "adaface", "--head.pool", "lru"), ["head.margin adaface", "not for head.pool lru", "sv"]),
         (("--head.name", "virtual_fc", "--head.sub_centers", "3"), ["head.sub_centers is 3", "virtual_fc", "full_fc"]),
         (("--head.name", "full_fc", "--head.sub_centers", "0"), ["head.sub_centers is 0", "above 0"]),
         (("--head.preset", "f2c", "--head.group_size", "3"), ["head.group_size is 3", "f2c stands for 2"]),

@@ -40,7 +40,6 @@ class SlowFFC:
         self.s, self.capacity = settings, capacity
         self.pool = torch.zeros(settings.group_size, capacity, DIM)
         self.lru, self.position, self.written = OrderedDict(), {}, {}
-        self.kept = {}
 
     def take_in(self, labels, features):
         hit = set()
@@ -95,14 +94,9 @@ class SlowFFC:
 
     def loss(self, probe, identities, gallery):
         probe, gallery = F.normalize(probe, dim=-1), F.normalize(gallery, dim=-1)
-        back = sorted(set(identities.flatten().tolist()) & self.kept.keys() - self.lru.keys())
-        if back:
-            self.take_in(np.array(back), [self.kept[label] for label in back])
         before = self.pool.clone(), self.lru.copy(), dict(self.position), dict(self.written)
         a = self.one_pass(probe[0], identities[0], gallery[1], identities[1])
         self.pool, self.lru, self.position, self.written = before
-        if self.s.keep_centers:
-            self.kept |= zip(identities[0].tolist(), F.normalize(gallery[0].half().float(), dim=-1), strict=True)
         both = a + self.one_pass(probe[1], identities[1], gallery[0], identities[0])
         return both / (2 * self.s.group_size) if self.s.loss_terms == "mean" else both
 
@@ -122,7 +116,7 @@ def run_slowly(case):
 
 
 def run_sharded(settings, capacity, seed, identities, duplicates):
-    head = FFC(settings, capacity, DIM, CPU, identities=identities)
+    head = FFC(settings, capacity, DIM, CPU)
     losses, grads = [], []
     part = ROWS // world_size()
     mine = slice(rank() * part, (rank() + 1) * part)
@@ -153,12 +147,8 @@ CASES = [
         ("am", 4, {}),
         ("am", 3, RELEASED),
         ("sv", 2, RELEASED),
-        ("am", 1, {"keep_centers": True}),
-        ("am", 3, {"keep_centers": True}),
     )
-    if capacity >= 2 * ROWS or not others.get("keep_centers")
 ]
-CASES += [(settings_of(2, "arc", keep_centers=True), 2 * ROWS, 7, 60, False)]
 CASES += [(settings_of(2, "sphereface"), 64, 7, 40, True)]
 
 

@@ -1,0 +1,76 @@
+"""FFC with a center for everybody: the pool of a step is drawn, and what is in it was written by the gallery net.
+
+As in FFC (arXiv 2105.10375) a class center is a feature of the gallery net, and no gradient. As in Partial FC (arXiv
+2010.05222) a step compares its images with their own classes and a random share of the others. The pool of the paper
+knows the latest identities only, so that most images of a long tail find nobody of theirs in it, and negatives are
+those of the last few steps (docs/heads/ffc.md).
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ffc_ds.config.settings import HeadConfig, slots_of_pool
+from ffc_ds.data.randomness import mix
+from ffc_ds.distributed import all_gather, to_device
+from ffc_ds.heads.class_head import ClassHead
+from ffc_ds.heads.sampled_columns import sampled_columns
+from ffc_ds.heads.sampled_rows import Sample
+from ffc_ds.heads.softmax import add_rows
+
+
+class DrawnPool(ClassHead):
+    """A unit vector for each identity, the average of its features by the gallery net: after a step that shows it,
+    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`.
+
+    A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
+    The centers are those of before the step. Until an identity was seen its center is random and short, as a class
+    weight is at first.
+    """
+
+    wants_gallery = True
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        identities: int,
+        dim: int,
+        device: torch.device,
+        seed: int = 0,
+        accumulation: int = 1,
+    ):
+        super().__init__(config, identities, dim, device, seed, accumulation, trained=False)
+        self.pool = max(1, min(slots_of_pool(config.pool_size, identities), identities))
+        self.prefill_identities = round(config.prefill * identities)
+        self._seen: list[tuple[np.ndarray, Tensor]] = []
+
+    def loss(self, probe, identities, gallery=None):
+        """See `Head.loss`; the two views are one batch."""
+        features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(0, 2)
+        self._seen.append((identities.reshape(-1), features))
+        return super().loss(probe, identities)
+
+    def step(self, applied, learning_rate):
+        if applied:
+            labels, features = zip(*self._seen, strict=True)
+            self._write(np.concatenate(labels), torch.cat(features), self.config.center_momentum)
+        self._seen.clear()
+        super().step(applied, learning_rate)
+
+    def prefill(self, identities, gallery):
+        self._write(identities, F.normalize(gallery.float(), dim=-1), momentum=0.0)
+
+    def _columns(self, labels, features):
+        sample = Sample(self.classes, self.pool, int(mix(self.seed, self.steps)) >> 1)
+        return sampled_columns(self.weights, self.start, sample, labels)
+
+    def _write(self, labels: np.ndarray, features: Tensor, momentum: float) -> None:
+        """Let the features fp32 [n, dim] of these identities, int64 [n], into their centers."""
+        own = np.flatnonzero((labels >= self.start) & (labels < self.end))
+        identities, place = np.unique(labels[own] - self.start, return_inverse=True)
+        own, identities, place = (to_device(part, features.device) for part in (own, identities, place))
+        newest = torch.zeros(len(identities), features.shape[1], device=features.device)
+        add_rows(newest, place, features[own])
+        centers = torch.lerp(F.normalize(newest, dim=1), self.weights[identities].float(), momentum)
+        self.weights.index_copy_(0, identities, F.normalize(centers, dim=1).to(self.weights.dtype))

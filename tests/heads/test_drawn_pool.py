@@ -1,0 +1,111 @@
+"""The drawn pool on 1, 2 and 3 ranks and over micro-batches, against its definition, dense and by autograd."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ffc_ds.config.settings import HeadConfig
+from ffc_ds.data.randomness import mix
+from ffc_ds.distributed import rank, world_size
+from ffc_ds.heads.drawn_pool import DrawnPool
+from ffc_ds.heads.sampled_rows import Sample
+from tests.ranks import run_ranks
+
+IDENTITIES, DIM, ROWS, STEPS = 90, 8, 12, 4
+SCALE, MARGIN, SHARE = 16.0, 0.2, 0.3
+SEED, POOL, MOMENTUM = 3, 27, 0.7
+REFUSED = 2  # this step is not applied
+CPU = torch.device("cpu")
+
+
+def head_of(accumulation=1, **others):
+    config = HeadConfig(
+        pool_size=SHARE, scale=SCALE, margin_strength=MARGIN, prefill=0.5, center_momentum=MOMENTUM, **others
+    )
+    return DrawnPool(config, IDENTITIES, DIM, CPU, seed=SEED, accumulation=accumulation)
+
+
+def batches():
+    """Features of both nets, and identities of which some come several times in a step, in either view."""
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        probe, gallery = torch.from_numpy(rng.standard_normal((2, 2, ROWS, DIM))).float()
+        yield probe, gallery, rng.integers(0, IDENTITIES, (2, ROWS)) // 3 * rng.integers(1, 4, (2, ROWS)) % IDENTITIES
+
+
+def filling():
+    rng = np.random.default_rng(1)
+    return rng.permutation(IDENTITIES)[:45], torch.from_numpy(rng.standard_normal((45, DIM))).float()
+
+
+@functools.cache
+def by_definition(accumulation):
+    """Losses, gradients of the features and the centers at the end, in float64."""
+    centers = head_of().weights.double()
+    identities, features = filling()
+    centers[identities] = F.normalize(features.double(), dim=1)
+    losses, grads = [], []
+    for step, (probe, gallery, labels) in enumerate(batches()):
+        sample = Sample(IDENTITIES, POOL, int(mix(SEED, step)) >> 1).members(np.arange(POOL))
+        for micro in np.split(np.arange(ROWS), accumulation):
+            own = probe[:, micro].double().requires_grad_()
+            rows, of_whom = F.normalize(own.flatten(0, 1), dim=1), labels[:, micro].flatten()
+            pool = np.union1d(sample, of_whom)
+            cosines = rows @ F.normalize(centers[pool], dim=1).T
+            column = torch.from_numpy(np.searchsorted(pool, of_whom))
+            logits = SCALE * (cosines - MARGIN * F.one_hot(column, len(pool)))
+            loss = F.cross_entropy(logits, column)
+            losses.append(loss.item())
+            grads.append(torch.autograd.grad(loss, own)[0])
+        if step != REFUSED:
+            for identity in np.unique(labels):
+                newest = F.normalize(gallery.double(), dim=2)[torch.from_numpy(labels == identity)]
+                average = MOMENTUM * centers[identity] + (1 - MOMENTUM) * F.normalize(newest.sum(0), dim=0)
+                centers[identity] = F.normalize(average, dim=0)
+    return losses, grads, centers
+
+
+def by_ranks(accumulation, **others):
+    head = head_of(accumulation, **others)
+    assert head.prefill_identities == 45
+    head.prefill(*filling())
+    losses, grads = [], []
+    for step, (probe, gallery, labels) in enumerate(batches()):
+        for micro in np.split(np.arange(ROWS), accumulation):
+            part = len(micro) // world_size()
+            mine = micro[rank() * part : (rank() + 1) * part]
+            own = probe[:, mine].clone().requires_grad_()
+            loss, _ = head.loss(own, labels[:, micro], 7 * gallery[:, mine])  # of any length
+            losses.append(loss.item())
+            grads.append(torch.autograd.grad(loss, own)[0] / world_size())
+        head.step(applied=step != REFUSED, learning_rate=0.1)
+    return losses, grads, head.weights
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 2)])
+def test_sharded_is_dense(world, accumulation):
+    found = run_ranks(world, by_ranks, accumulation)
+    losses, grads, centers = by_definition(accumulation)
+    for of_rank in found:
+        torch.testing.assert_close(of_rank[0], losses, rtol=1e-5, atol=1e-5)
+    for number, expected in enumerate(grads):
+        whole = torch.cat([of_rank[1][number] for of_rank in found], dim=1)
+        torch.testing.assert_close(whole.double(), expected, rtol=1e-4, atol=1e-6)
+    whole = torch.cat([of_rank[2] for of_rank in found])
+    torch.testing.assert_close(whole.double(), centers, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_is_near():
+    losses, _, weights = by_ranks(1, dtype="bfloat16")
+    assert weights.dtype == torch.bfloat16
+    torch.testing.assert_close(losses, by_definition(1)[0], rtol=0.02, atol=0.05)
+
+
+def test_a_pool_of_a_number_and_of_everybody():
+    whole = HeadConfig(pool_size=1.0)
+    assert DrawnPool(HeadConfig(pool_size=20), IDENTITIES, DIM, CPU).pool == 20
+    assert DrawnPool(whole, IDENTITIES, DIM, CPU).pool == IDENTITIES
+    assert DrawnPool(HeadConfig(pool_size=500), IDENTITIES, DIM, CPU).pool == IDENTITIES
