@@ -33,7 +33,7 @@ def parts(seed):
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     gallery = Gallery(net, net, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 0.9)
     head = FFC(HeadConfig(keep_centers=True), 11, 4, CPU, identities=110)
-    return SilentEngine(gallery=gallery, zero_stage=0, device=CPU), head
+    return SilentEngine(gallery=gallery, followers=[gallery], zero_stage=0, device=CPU), head
 
 
 def write(folder):
