@@ -2,6 +2,7 @@
 
 python launch/plan.py --identities 100e6 --images 1e9 --gpus 64 --gpu-memory 80 --backbone iresnet100 --head ffc
 python launch/plan.py --identities 1e6 --images 1e8 --gpus 8 --matrix-tflops 400 --bandwidth 200
+python launch/plan.py --config launch/recipes/ms1mv3_r50.yaml --head.name ffc --identities 93431 --images 5.2e6 --gpus 8
 """
 
 import sys

@@ -27,8 +27,8 @@ class DataConfig:
     """Where images come from and how they are drawn."""
 
     train: list[PathName] | PathName | None = None
-    """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS; or a list, [A, B], of sets that
-    have no identity in common: each keeps its own labels."""
+    """Hub name, folder of parquet files, image folder, or generated:IDENTITIES:PIXELS (and :MEAN images a person); or a
+    list, [A, B], of sets that have no identity in common: each keeps its own labels."""
     split: str = "train"
     """Split to train on, or a part of it such as train[:50%], or several, train+validation."""
     config: str | None = None
@@ -39,8 +39,9 @@ class DataConfig:
     """Column with the images."""
     label_column: str = "label"
     """Column with the identity of each image: integers from 0, or names."""
-    loader: Literal["dual", "id", "instance"] = "dual"
-    """What fills the batches: two images of each identity (id), single images (instance), or both (dual)."""
+    loader: Literal["auto", "dual", "id", "instance"] = "auto"
+    """What fills the batches: two images of each identity (id), single images (instance), or both (dual); auto is what
+    suits the head: dual for ffc, instance for full_fc and partial_fc, id for virtual_fc and metric."""
     batch_size: int = 192
     """Images of one optimizer step: over both views, all ranks and all accumulated micro-batches."""
     id_share: float = 2 / 3
@@ -49,6 +50,11 @@ class DataConfig:
     """Images of each identity that the id loader draws for a step, an even number."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
+    crop: float = 0.0
+    """Images are seen through a square window somewhere inside, whose side is shorter than theirs by up to this share,
+    uniformly; 0.1 enlarges them by up to a ninth."""
+    erase: float = 0.0
+    """Share of the images on which a rectangle of 2 to 40 % of the area, sides up to 10:3, takes a random colour."""
     low_resolution: float = 0.0
     """Share of the images that are scaled down, to a fifth of their side at most, and up again."""
     blur: float = 0.0
@@ -195,12 +201,18 @@ class OptimConfig:
     """Optimizer of the backbone."""
     lr: float = 0.1
     """Highest learning rate."""
+    lr_batch: int = 0
+    """The data.batch_size that lr is meant for: with another one it changes in proportion, and the run says so. 0: lr
+    is meant for any."""
     momentum: float = 0.9
     """sgd: momentum, in Nesterov's form."""
     weight_decay: float = 1e-4
     """Weight decay."""
-    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    schedule: Literal["steps", "cosine", "poly", "constant"] = "steps"
     """Course of the learning rate after the warm-up."""
+    power: float = 1.0
+    """poly: the learning rate falls to 0 as this power of the share of the run that is left; InsightFace's runs have
+    1, a straight line."""
     milestones: list[float] = field(default_factory=lambda: [8 / 19, 14 / 19, 17 / 19])
     """steps: where in the run (0 to 1) the learning rate is divided by ten."""
     warmup: float = 0.0
@@ -222,6 +234,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the nets before the first step, in a minute or two; auto: if the run takes 15 minutes or more. Not under
     ZeRO-3."""
+    average: float = 0.0
+    """What is verified and handed on is an average of the weights over the last steps: after each one, average <-
+    d * average + (1 - d) * weights, with d rising to this, such as 0.999. 0: the last weights themselves."""
     log_every: int = 10
     """Steps from one line in metrics.jsonl to the next."""
     checkpoint_every: int = 1000
@@ -284,7 +299,15 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    @property
+    def loader(self) -> str:
+        """data.loader, or what suits the head."""
+        if self.data.loader != "auto":
+            return self.data.loader
+        return "dual" if self.head.name == "ffc" and self.head.pool == "lru" else LOADERS[self.head.name]
 
+
+LOADERS = {"ffc": "instance", "full_fc": "instance", "partial_fc": "instance", "virtual_fc": "id", "metric": "id"}
 F2C = {
     **{"pool": "lru", "group_size": 2, "prefill": 0.0, "loss_terms": "sum"},
     **{"hide_unfilled": False, "own_rows_only": False, "arc_guard": False},

@@ -28,6 +28,7 @@ def check_values(config) -> None:
         "head.sample_rate": config.head.sample_rate,
         "head.group_identities": config.head.group_identities,
         "optim.lr": config.optim.lr,
+        "optim.power": config.optim.power,
         "class_optim.lr_factor": config.class_optim.lr_factor,
         "eval.batch_size": config.eval.batch_size,
         "model.embedding_size": config.model.embedding_size,
@@ -46,6 +47,7 @@ def check_values(config) -> None:
         "class_optim.momentum": config.class_optim.momentum,
         "class_optim.weight_decay": config.class_optim.weight_decay,
         "optim.clip": config.optim.clip,
+        "optim.lr_batch": config.optim.lr_batch,
         "optim.weight_decay": config.optim.weight_decay,
         "eval.every": config.eval.every,
     }
@@ -54,6 +56,7 @@ def check_values(config) -> None:
             raise UserError(f"{key} is {value}; it must not be below 0.")
     shares = {
         "data.id_share": config.data.id_share,
+        "data.erase": config.data.erase,
         "data.low_resolution": config.data.low_resolution,
         "data.blur": config.data.blur,
         "data.grey": config.data.grey,
@@ -69,6 +72,9 @@ def check_values(config) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key} is {value}; it must lie between 0 and 1.")
+    for key, value in {"data.crop": config.data.crop, "train.average": config.train.average}.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key} is {value}; it must be at least 0 and below 1.")
     check_max_megapixels(config.data.max_megapixels, "data.max_megapixels")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ffc_ds.config.settings import DataConfig
 
-# Which of an image's random bytes stand for what: two say whether, one says how much.
-SHIFT, BLUR, LOW_RESOLUTION, GREY, COLOUR = slice(0, 2), 2, 5, 8, 10
+# Which of an image's random bytes stand for what: two say whether, the others how much and where.
+SHIFT, BLUR, LOW_RESOLUTION, GREY, COLOUR, CROP, ERASE = slice(0, 2), 2, 5, 8, 10, 15, 18
 WIDEST = 0.02  # blur: standard deviation, a share of the image's side, from a tenth of this to all of it
 SMALLEST = 0.2  # low resolution: share of the side that is left, from this to 1 (AdaFace, arXiv 2204.00964)
+AREA, RATIO = (0.02, 0.4), 10 / 3  # erase: share of the image, and longer by shorter side (arXiv 1708.04896)
 JITTER = 0.5  # colour: brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER (AdaFace too)
 NOTHING = DataConfig()
 
@@ -29,8 +30,9 @@ def to_input(
         images: uint8 [..., S, S, 3].
         flips: bool [...], mirrored left to right where true.
         random_bytes: uint8 [..., RANDOM_BYTES of the sampler]; needed for all options.
-        options: the largest shift (each of -shift..shift pixels equally likely, edge pixels repeated), and the shares
-            of images that low_resolution, blur, grey and colour change; the others keep their pixels exactly.
+        options: the largest shift (each of -shift..shift pixels equally likely, edge pixels repeated), what crop takes
+            off a side at most, and the shares of images that low_resolution, blur, grey, colour and erase change; the
+            others keep their pixels exactly.
         dtype: of the result.
     Returns:
         [n, 3, S, S] in [-1, 1], n the product of the leading dimensions; channels-last in memory.
@@ -44,8 +46,10 @@ def to_input(
         images = torch.where(flips.reshape(-1, 1, 1, 1), images.flip(2), images)
     if options.grey or options.colour:
         images = _recoloured(images, random_bytes, options)
-    if options.blur or options.low_resolution:
-        images = _smoothed(images, random_bytes, options)
+    if options.crop or options.blur or options.low_resolution:
+        images = _resampled(images, random_bytes, options)
+    if options.erase:
+        images = _erased(images, random_bytes, options.erase)
     return images.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
 
 
@@ -89,20 +93,48 @@ def _recoloured(images: Tensor, random_bytes: Tensor, options: DataConfig) -> Te
     return torch.where((jittered | turned_grey)[..., None], torch.stack(changed, -1).clamp_(0, 255), images)
 
 
-def _smoothed(images: Tensor, random_bytes: Tensor, options: DataConfig) -> Tensor:
-    """Blur, then low resolution. Both are weighted means of rows and of columns, so matrices from pixels to pixels."""
+def _resampled(images: Tensor, random_bytes: Tensor, options: DataConfig) -> Tensor:
+    """Crop, blur, then low resolution. All are weighted means of rows and of columns, so matrices from pixels to
+    pixels."""
     size = images.shape[1]
     pixels = torch.arange(size, device=images.device, dtype=torch.float32)
-    blurred, shrunk = (
-        _chosen(random_bytes, BLUR, options.blur),
-        _chosen(random_bytes, LOW_RESOLUTION, options.low_resolution),
-    )
-    width = size * WIDEST * _between(random_bytes, BLUR + 2, 0.1, 1)
     identity = torch.eye(size, device=images.device)
-    weights = torch.where(blurred, _gaussian(pixels, width), identity)
-    side = (size * _between(random_bytes, LOW_RESOLUTION + 2, SMALLEST, 1)).round()
-    weights = torch.where(shrunk, _down_and_up(pixels, side), identity) @ weights
-    return torch.einsum("nij,njkc,nlk->nilc", weights, images.float(), weights)
+    weights = identity.expand(len(images), -1, -1)
+    if options.blur:
+        width = size * WIDEST * _between(random_bytes, BLUR + 2, 0.1, 1)
+        weights = torch.where(_chosen(random_bytes, BLUR, options.blur), _gaussian(pixels, width), identity)
+    if options.low_resolution:
+        side = (size * _between(random_bytes, LOW_RESOLUTION + 2, SMALLEST, 1)).round()
+        shrunk = _chosen(random_bytes, LOW_RESOLUTION, options.low_resolution)
+        weights = torch.where(shrunk, _down_and_up(pixels, side), identity) @ weights
+    rows = columns = weights
+    if options.crop:
+        side = _between(random_bytes, CROP, 1 - options.crop, 1)
+        top, left = ((size - size * side) * _between(random_bytes, CROP + place, 0, 1) for place in (1, 2))
+        rows, columns = weights @ _window(pixels, top, side), weights @ _window(pixels, left, side)
+    return torch.einsum("nij,njkc,nlk->nilc", rows, images.float(), columns)
+
+
+def _window(pixels: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
+    """[n, S, S]: bilinear, the pixels from `start` on, `ratio` of S of them ([n, 1, 1] both), enlarged to S."""
+    places = (start + (pixels[:, None] + 0.5) * ratio - 0.5).clamp(0, len(pixels) - 1)
+    return (1 - (pixels - places).abs()).clamp(min=0)
+
+
+def _erased(images: Tensor, random_bytes: Tensor, share: float) -> Tensor:
+    """A rectangle of one random colour, anywhere inside: its area uniform, its ratio log-uniform as far as it fits."""
+    size = images.shape[1]
+    pixels = torch.arange(size, device=images.device)
+    area = _between(random_bytes, ERASE + 2, *AREA)
+    ratio = area.reciprocal().clamp(max=RATIO) ** _between(random_bytes, ERASE + 3, -1, 1)
+    inside = []
+    for place, side in ((4, area * ratio), (5, area / ratio)):
+        length = (size * side.sqrt()).round().clamp(1, size)
+        start = ((size - length + 1) * _between(random_bytes, ERASE + place, 0, 1)).floor()
+        inside.append((start <= pixels) & (pixels < start + length))
+    rows, columns = inside
+    covered = _chosen(random_bytes, ERASE, share) & rows.transpose(1, 2) & columns
+    return torch.where(covered[..., None], random_bytes[:, None, None, ERASE + 6 : ERASE + 9], images)
 
 
 def _gaussian(pixels: Tensor, width: Tensor) -> Tensor:

@@ -98,12 +98,12 @@ class _Generated(Mapping):
     """The splits of generated faces, each drawn when it is asked for."""
 
     def __init__(self, name: str):
-        self._identities, self._size = generated.parse(name)
+        self._identities, self._size, self._mean = generated.parse(name)
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         if split not in generated.FIRST_IDENTITY:
             raise KeyError(split)
-        return generated.build(self._identities, split, self._size)
+        return generated.build(self._identities, split, self._size, mean=self._mean)
 
     def __iter__(self) -> Iterator[str]:
         return iter(generated.FIRST_IDENTITY)

@@ -9,7 +9,8 @@ from ffc_ds.data.randomness import integers_below, mix, permute
 from ffc_ds.errors import UserError
 
 LOADERS = ("dual", "id", "instance")
-RANDOM_BYTES = 15  # of each row, for `augment.to_input`
+WORDS = 4  # of 64 random bits for each row
+RANDOM_BYTES = 8 * WORDS - 1  # of them are for `augment.to_input`, one for the flip
 ID_ORDER, ID_IMAGES, ID_VIEWS, INSTANCE_ORDER, INSTANCE_VIEWS = range(5)
 VIEWS = np.array([[0], [1]])
 
@@ -132,7 +133,8 @@ class Sampler:
 
     def _augmentation(self, stream: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flips bool [k, 2, n] and random bytes uint8 [k, 2, n, RANDOM_BYTES] of both views."""
-        words = np.stack([mix(self.seed, stream, VIEWS, positions), mix(self.seed, stream, VIEWS, positions, 1)], -1)
+        row = self.seed, stream, VIEWS, positions
+        words = np.stack([mix(*row), *(mix(*row, word) for word in range(1, WORDS))], -1)
         random_bytes = words.astype("<u8").view(np.uint8)
         return (random_bytes[..., 0] & 1).astype(bool), random_bytes[..., 1:]
 

@@ -1,5 +1,6 @@
 """What the backbone takes: arithmetic, activations, and what DeepSpeed keeps for it."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,14 +41,15 @@ class Backbone:
 
 def count_backbone(settings: PlanSettings) -> Backbone:
     """Run the net on tensors that have a shape and a type but no memory. Raises UserError if it cannot be built."""
-    net = settings.backbone, settings.image_size, settings.embedding_size, DTYPES[settings.dtype]
+    overrides = json.dumps(settings.overrides, default=str)
+    net = settings.backbone, settings.image_size, settings.embedding_size, overrides, DTYPES[settings.dtype]
     return _count(*net, settings.zero >= 2, settings.batch_size)
 
 
 @lru_cache
-def _count(name, image_size, embedding_size, dtype, frees_gradients, batch_size):
+def _count(name, image_size, embedding_size, overrides, dtype, frees_gradients, batch_size):
     with FakeTensorMode(), no_init_weights():
-        net = build_backbone(name, image_size, embedding_size)
+        net = build_backbone(name, image_size, embedding_size, **json.loads(overrides))
         for parameter in net.parameters():  # buffers stay fp32, as DeepSpeed leaves them
             parameter.data = parameter.data.to(dtype)
             if frees_gradients:  # ZeRO-2 moves each gradient into its bucket
@@ -87,8 +89,8 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     gathered = size * (number + min(number, PREFETCH)) if stage == 3 and ranks > 1 else 0
     weights = gathered + (size * share if stage == 3 else size * number)
     master = 4 * share if stage or size == 2 else 0
-    average = 4 if size == 2 else 0  # in fp32 the gallery net itself is the average
-    follower = (size + average) * (share if stage == 3 else number) if gallery else 0
+    average = 4 if size == 2 else 0  # in fp32 a net that follows is the average itself
+    follower = (size + average) * (share if stage == 3 else number)
     # What is reduced is copied once more, when backward has let go of the activations.
     reduced = min(number, settings.bucket_size) if stage else number
     copied = size * reduced if ranks > 1 else 0
@@ -96,7 +98,8 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
         "backbone weights": weights,
         "backbone gradients": bucket + (size * number if stage < 2 else 0),
         "backbone optimizer": master + states * share,
-        "gallery net": follower,
+        "gallery net": follower if gallery else 0,
+        "average of the weights": follower if settings.average else 0,
         "activations": max(backbone.activations(settings.batch_size, gallery), copied),
     }
 

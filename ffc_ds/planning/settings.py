@@ -1,12 +1,14 @@
 """What a plan is asked for, and how that is read from the command line."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from ffc_ds.config.command_line import make_parser, refusals, with_underscores
-from ffc_ds.config.settings import slots_of_pool
+from ffc_ds.config.keys import known_keys
+from ffc_ds.config.settings import Config, parse_config, slots_of_pool
 from ffc_ds.errors import UserError
+from ffc_ds.planning.of_run import settings_of_run
 
 HEADS = ("ffc", "full_fc", "partial_fc", "virtual_fc", "metric")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -30,6 +32,8 @@ class PlanSettings:
     """head.name, or all of them side by side."""
     backbone: str = "iresnet50"
     """model.name."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """model.overrides."""
     image_size: int = 112
     """model.image_size."""
     embedding_size: int = 512
@@ -44,6 +48,8 @@ class PlanSettings:
     """zero_optimization.reduce_bucket_size of the ds_config, in numbers."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """optim.name."""
+    average: float = 0.0
+    """train.average: whether an average of the weights is kept."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"
     """head.dtype."""
     workspace_mb: int = 256
@@ -85,24 +91,57 @@ class PlanSettings:
 
 
 def parse_settings(arguments: list[str]) -> PlanSettings:
-    """Settings from `--name value`; names may be written with dashes. Raises UserError."""
+    """Settings from `--name value`; names may be written with dashes. Raises UserError.
+
+    `--config FILE`, `--section.key value` and `--deepspeed FILE` are those of train.py: with any of them, all that is
+    not given here is as in that run.
+    """
     parser = make_parser("Plan a run before there are GPUs for it.")
+    parser.add_argument("--config", metavar="FILE", help="Plan this run; train.py's --section.key VALUE change it.")
     parser.add_class_arguments(PlanSettings, skip={"measure"})
     parser.add_argument("--measure", action="store_true", help="Measure that rate on this machine.")
+    own, of_run = _apart(arguments)
+    own = with_underscores(own)
     with refusals("The plan cannot be made"):
-        settings = parser.parse_args(with_underscores(arguments))
-    settings = PlanSettings(**settings.as_dict())
+        settings = parser.parse_args(own).as_dict()
+    del settings["config"]
+    if of_run:
+        given = {argument.partition("=")[0].removeprefix("--") for argument in own}
+        _positive("gpus", settings["gpus"])
+        run = settings_of_run(parse_config(of_run), settings["gpus"])
+        settings |= {name: value for name, value in run.items() if name not in given}
+    settings = PlanSettings(**settings)
     _check(settings)
     return settings
+
+
+def _apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The plan's own arguments, and those of train.py."""
+    theirs = {"config", *known_keys(Config)} - {entry.name for entry in fields(PlanSettings)}
+    own, of_run = [], []
+    part = own
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0].removeprefix("--")
+            part = of_run if name in theirs or "." in name else own
+        part.append(argument)
+    return own, of_run
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < inf:
+        raise UserError(f"--{name} is {value}; it must be a number above 0.")
 
 
 def _check(settings):
     for entry in fields(settings):
         value = getattr(settings, entry.name)
-        if entry.name not in ("zero", "workers", "measure") and isinstance(value, int | float) and not 0 < value < inf:
-            raise UserError(f"--{entry.name} is {value}; it must be a number above 0.")
+        if entry.name not in ("zero", "workers", "average") and type(value) in (int, float):
+            _positive(entry.name, value)
     if settings.identities < 2:
         raise UserError(f"--identities is {settings.identities:g}; it must be at least 2.")
+    if not 0 <= settings.average < 1:
+        raise UserError(f"--average is {settings.average}; it must be at least 0 and below 1.")
     if settings.workers < 0:
         raise UserError(f"--workers is {settings.workers}; it must not be below 0.")
     if settings.sample_rate > 1:

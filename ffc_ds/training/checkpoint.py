@@ -1,7 +1,7 @@
 """Save, find, verify and resume: a checkpoint is a folder step-N that exists only when it is complete.
 
     step-N/engine/     DeepSpeed's own: weights and optimizer state of the probe net
-    step-N/class/      torch.distributed.checkpoint: the sharded class state and the gallery net, for any rank count
+    step-N/class/      torch.distributed.checkpoint: the sharded class state, the nets that follow, for any rank count
     step-N/host.npz    class state that is the same on all ranks, such as the index of the pool
     step-N/run.json    where the run stood, and what model and head it is about
 
@@ -24,7 +24,7 @@ from ffc_ds.distributed import barrier, rank, same_everywhere, together, world_s
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 from ffc_ds.training.engine import Engine
-from ffc_ds.training.gallery import Gallery
+from ffc_ds.training.follower import Follower
 
 
 def save(folder: Path, step: int, engine: Engine, head: Head, run: dict, keep: int) -> None:
@@ -126,8 +126,8 @@ def load(path: Path, engine: Engine, head: Head) -> None:
     state = _class_state(engine, head)
     together(lambda: _load_class_state(path, state))
     head.load_host_state(together(lambda: _read_host_state(path)))
-    if engine.gallery is not None:
-        engine.gallery.refresh()
+    for follower in engine.followers:
+        follower.refresh()
 
 
 def _read_host_state(path: Path) -> dict[str, np.ndarray]:
@@ -154,19 +154,21 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
 def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
     """Views of this rank's class state, saved from and loaded into in place."""
     state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
-    return state | (_gallery_state(engine.gallery, engine.zero_stage) if engine.gallery is not None else {})
+    for follower in engine.followers:
+        state |= _follower_state(follower, engine.zero_stage)
+    return state
 
 
-def _gallery_state(gallery: Gallery, zero_stage: int) -> dict[str, torch.Tensor]:
+def _follower_state(follower: Follower, zero_stage: int) -> dict[str, torch.Tensor]:
     """Parameters flat, so that a shard of ZeRO-3 and a whole tensor are the same thing to the checkpoint."""
     state = {}
-    lengths = {f"average.{name}": getattr(p, "ds_numel", p.numel()) for name, p in gallery.module.named_parameters()}
-    for name, value in gallery.state().items():
+    lengths = {f"average.{name}": getattr(p, "ds_numel", p.numel()) for name, p in follower.module.named_parameters()}
+    for name, value in follower.state().items():
         if zero_stage == 3 and name in lengths:
             size = len(value)
             own = max(0, min(size, lengths[name] - rank() * size))  # ZeRO-3 pads the last shards
             value = _sharded(value[:own], 0, lengths[name])
-        state[f"gallery.{name}"] = value
+        state[f"{follower.name}.{name}"] = value
     return state
 
 

@@ -28,15 +28,17 @@ def is_worth_compiling(backbone: dict, inputs: Tensor, micro_batches: int) -> bo
     return broadcast_object(min(seconds) * micro_batches > LONG)
 
 
-def compile_nets(probe: nn.Module, gallery: nn.Module | None, inputs: Tensor, evaluated: Tensor | None) -> bool:
-    """Compile the probe net for training on `inputs` and for evaluation on `evaluated` (if any), the gallery net for
-    inference, all in place; parameters, buffers and random numbers stay what they are. Dropout drops what it does
-    without.
+def compile_nets(
+    probe: nn.Module, gallery: nn.Module | None, verified: nn.Module, inputs: Tensor, evaluated: Tensor | None
+) -> bool:
+    """Compile the probe net for training on `inputs`, the gallery net for inference, and the net that is verified, which
+    may be the probe, for inputs like `evaluated` (if any), all in place; parameters, buffers and random numbers stay
+    what they are. Dropout drops what it does without.
 
     Returns whether it worked, on all ranks alike; otherwise, without a compiler for one, the nets stay as they were and
     rank 0 says why.
     """
-    nets = [net for net in (probe, gallery) if net is not None]
+    nets = {id(net): net for net in (probe, gallery, verified) if net is not None}.values()
     buffers = [buffer for net in nets for buffer in net.buffers()]
     before = [buffer.clone() for buffer in buffers]
     begin, error = time.monotonic(), None
@@ -44,13 +46,14 @@ def compile_nets(probe: nn.Module, gallery: nn.Module | None, inputs: Tensor, ev
         net.compile(dynamic=False, options={"fallback_random": True})
     try:
         with torch.random.fork_rng(), waiting("compiling the net", SILENT, shown=rank() == 0):
-            _run_all(probe, gallery, inputs, evaluated)
+            _run_all(probe, gallery, verified, inputs, evaluated)
     except Exception as failure:  # of any type: it comes from a compiler
         error = failure
     failed = bool(all_reduce(torch.tensor(float(error is not None), device=inputs.device)))
     if failed:
         for net in nets:
             net._compiled_call_impl = None
+        probe.train()
     with torch.no_grad():
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
@@ -64,17 +67,16 @@ def _done(seconds: float) -> str:
     return f"compiled the net in {seconds:.0f} s"
 
 
-def _run_all(probe, gallery, inputs, evaluated):
+def _run_all(probe, gallery, verified, inputs, evaluated):
     _forward_and_backward(probe, inputs)
     with torch.no_grad():
         if gallery is not None:
             gallery(inputs)
         if evaluated is not None:
-            probe.eval()
-            try:
-                probe(evaluated)
-            finally:
-                probe.train()
+            training = verified.training
+            verified.eval()
+            verified(evaluated)
+            verified.train(training)
 
 
 def _forward_and_backward(net: nn.Module, inputs: Tensor) -> None:

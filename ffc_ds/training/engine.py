@@ -1,4 +1,4 @@
-"""All that touches DeepSpeed: the process group, the sharded backbone with its optimizer, the gallery beside it."""
+"""All that touches DeepSpeed: the process group, the sharded backbone with its optimizer, the nets that follow it."""
 
 import copy
 import logging
@@ -26,8 +26,10 @@ from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
 from ffc_ds.training.compilation import compile_nets
+from ffc_ds.training.follower import Follower
 from ffc_ds.training.gallery import Gallery
 from ffc_ds.training.operators import watch_builds
+from ffc_ds.training.weight_average import WeightAverage
 
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls
@@ -99,7 +101,8 @@ def _refusals(path: str) -> Iterator[None]:
 
 
 class Engine:
-    """The probe net under DeepSpeed, and the gallery net that follows it if `gallery_momentum` is given."""
+    """The probe net under DeepSpeed, and the nets that follow it: the gallery net if `gallery_momentum` is given, and
+    the average of the weights if `train.average` asks for it."""
 
     def __init__(self, config: Config, model: nn.Module, gallery_momentum: float | None = None):
         settings = together(lambda: read_deepspeed_config(config))
@@ -108,7 +111,8 @@ class Engine:
         self._plain = self.zero_stage == 0 and self.dtype == torch.float32
         if self._plain:
             settings["gradient_clipping"] = 0.0  # DeepSpeed would clip gradients that are no longer there
-        follower = None if gallery_momentum is None else copy.deepcopy(model).requires_grad_(False)
+        momenta = {Gallery: gallery_momentum, WeightAverage: config.train.average or None}
+        copies = {kind: copy.deepcopy(model).requires_grad_(False) for kind in momenta if momenta[kind] is not None}
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
         with _refusals(config.deepspeed):
@@ -120,13 +124,15 @@ class Engine:
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
             self._engine.optimizer.check_grad_overflow = True
         self._plain_norm = 0.0
-        self.gallery = None if follower is None else self._make_gallery(follower, gallery_momentum, settings)
-        nets = [self.module] + ([self.gallery.module] if self.gallery else [])
+        followers = {kind: self._make_follower(net, settings, kind, momenta[kind]) for kind, net in copies.items()}
+        self.gallery, self.average = followers.get(Gallery), followers.get(WeightAverage)
+        self.followers = list(followers.values())
+        nets = [self.module, *(follower.module for follower in self.followers)]
         self._buffers = [buffer for net in nets for buffer in net.buffers()]
         self._buffers_before = [buffer.clone() for buffer in self._buffers]  # as they were at the start of the step
         self._at_start = True
 
-    def _make_gallery(self, module, momentum, settings) -> Gallery:
+    def _make_follower(self, module, settings, kind, momentum) -> Follower:
         forward = module.to(self.device)
         for parameter in module.parameters():  # buffers stay fp32, as DeepSpeed leaves those of the probe
             parameter.data = parameter.data.to(self.dtype)
@@ -138,17 +144,16 @@ class Engine:
             settings = {key: value for key, value in settings.items() if key != "optimizer"}
             forward, *_ = deepspeed.initialize(model=module, config=settings | {"zero_optimization": zero})
             module = forward.module
-        return Gallery(forward, module, self.module, momentum)
+        return kind(forward, module, self.module, momentum)
 
     def compile(self, shape: tuple[int, ...], evaluated: tuple[int, ...] | None) -> bool:
         """Compile the nets for training on inputs of `shape` [n, 3, S, S] and verification on those of `evaluated`,
         before the first step. Returns whether they are now; not under ZeRO-3, which fetches weights between layers."""
         if self.zero_stage == 3:
             return False
-        gallery = None if self.gallery is None else self.gallery.module
-        return compile_nets(
-            self.module, gallery, self.blank(shape), None if evaluated is None else self.blank(evaluated)
-        )
+        gallery = self.gallery and self.gallery.module
+        inputs = self.blank(shape), evaluated and self.blank(evaluated)
+        return compile_nets(self.module, gallery, self.trained(), *inputs)
 
     def blank(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros as the nets take them."""
@@ -237,16 +242,28 @@ class Engine:
         if hasattr(self._engine.optimizer, "clip_grad"):
             self._engine.optimizer.clip_grad = self._clip  # not that of the checkpoint
 
+    def trained(self) -> nn.Module:
+        """The net that is verified and handed on: the average of the weights, if there is one, or the probe net."""
+        if self.average is None:
+            return self.module
+        self.average.refresh()
+        return self.average.module
+
     def weights(self) -> dict[str, Tensor]:
-        """The whole probe net as a state dict in host memory, on rank 0; empty on the others. All ranks must call."""
+        """That net whole, as a state dict in host memory, on rank 0; empty on the others. All ranks must call. An
+        average is in fp32 whatever the compute type."""
         gathered = {}
+        for name, value in self._whole() if self.average is None else self.average.whole():
+            if self._engine.global_rank == 0:
+                gathered[name] = value.detach().cpu().clone()
+        if self._engine.global_rank == 0:
+            gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.trained().named_buffers()}
+        return gathered
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, enabled=self.zero_stage == 3):
-                if self._engine.global_rank == 0:
-                    gathered[name] = parameter.detach().cpu().clone()
-        if self._engine.global_rank == 0:
-            gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
-        return gathered
+                yield name, parameter
 
 
 def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:

@@ -27,7 +27,7 @@ from ffc_ds.training.data import open_training_data
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
-from ffc_ds.training.schedule import learning_rate
+from ffc_ds.training.schedule import for_batch, learning_rate
 from ffc_ds.training.tracking import Tracker
 
 PREFILL_STREAM = 200
@@ -45,7 +45,7 @@ class Trainer:
         self.device = init_distributed()
         self.accumulation = config.train.accumulation
         data, model = config.data, config.model
-        whole = data.images_per_identity // 2 if data.loader == "id" else 1
+        whole = data.images_per_identity // 2 if config.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
         together(lambda: check_deepspeed_config(config))  # before any data is read
         on_this_host = data.batch_size / self.accumulation * host_share()
@@ -54,7 +54,7 @@ class Trainer:
         self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(
             lambda: Sampler(
-                self.index, data.batch_size, data.loader, data.id_share, config.seed, data.images_per_identity
+                self.index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity
             )
         )
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
@@ -67,6 +67,7 @@ class Trainer:
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = config.head.gallery_momentum if self.head.wants_gallery else None
         self.engine = together(lambda: Engine(config, backbone, momentum))
+        self.optim = for_batch(config.optim, data.batch_size)
         self.meter = Meter(data.batch_size)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
         self.replaced, self.told, self.compiled = 0, set(), None
@@ -77,13 +78,17 @@ class Trainer:
 
     def run(self) -> dict:
         """Train to the end. Returns what is written to results.json."""
+        given, size = self.config.optim, self.config.data.batch_size
+        if given.lr_batch:
+            meant = f"optim.lr {given.lr:g} is meant for batches of {given.lr_batch} images"
+            self.tracker.say(f"{meant}: for these of {size} it is {self.optim.lr:g}")
         if self.start == 0:
             self._verify(0)
             self._prefill()
         batches = self.meter.timed(self._batches())
         self.meter.start()
         for step in range(self.start, self.steps):
-            lr = learning_rate(self.config.optim, step, self.steps)
+            lr = learning_rate(self.optim, step, self.steps)
             if self.engine.gallery is not None:
                 self.engine.gallery.follow()
             for micro in range(self.accumulation):
@@ -92,6 +97,8 @@ class Trainer:
                 applied = self.engine.step(lr)
                 self.meter.add({"loss": loss.detach()} | parts)
             self.head.step(applied, lr)
+            if applied and self.engine.average is not None:
+                self.engine.average.follow(step)
             self.skipped += not applied
             self.meter.step()
             self._after_step(step + 1, lr)
@@ -166,7 +173,7 @@ class Trainer:
                 self._save(done)
 
     def _verify(self, done):
-        """Verification of the probe net on identities it has not been trained on."""
+        """Verification, on identities that were not trained on, of the net that the run will hand on."""
         if self.pairs is None:
             self.verified[str(done)] = {"accuracy": None, "reason": "nothing is verified"}
             return
@@ -177,7 +184,7 @@ class Trainer:
         with self.meter.paused():
             self.engine.average_buffers()
             result = verify(
-                self.engine.module,
+                self.engine.trained(),
                 self.pairs,
                 self.config.model.image_size,
                 self.config.eval.batch_size,
@@ -266,11 +273,12 @@ class Trainer:
         config = self.config
         model = {f"model.{key}": value for key, value in asdict(config.model).items()}
         head = {f"head.{key}": value for key, value in asdict(config.head).items() if key != "workspace_mb"}
-        drawn = ("min_images", "batch_size", "loader", "id_share", "images_per_identity")
-        drawn += ("shift", "low_resolution", "blur", "grey", "colour")
-        data = {f"data.{key}": getattr(config.data, key) for key in drawn}
+        drawn = ("min_images", "batch_size", "id_share", "images_per_identity")
+        drawn += ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour")
+        data = {f"data.{key}": getattr(config.data, key) for key in drawn} | {"data.loader": config.loader}
         optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
         optim["optimizer"] = self.engine.optimizer_name  # a ds_config may bring its own
+        optim["train.average"] = config.train.average
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
         count = {"identities": self.index.identities, "images": len(self.index.images), "people": self.people}
         return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}

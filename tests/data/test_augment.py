@@ -11,7 +11,7 @@ from ffc_ds.data import augment
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.sampler import RANDOM_BYTES
 
-OPTIONS = ("low_resolution", "blur", "grey", "colour")
+OPTIONS = ("low_resolution", "blur", "grey", "colour", "erase")
 
 
 def reference(image, flip=False, down=0, right=0):
@@ -113,7 +113,30 @@ def colour(image, bytes_, turned_grey=False):
     return (contrast * image + (1 - contrast) * mean).clip(0, 255)
 
 
-@pytest.mark.parametrize("function", [low_resolution, blur, grey, colour])
+def crop(image, bytes_, most=1):
+    side, down, right = (bytes_[augment.CROP : augment.CROP + 3] + 0.5) / 256
+    size, side = len(image), len(image) * (1 - most * (1 - side))
+    top, left = (size - side) * down, (size - side) * right
+    channels = [Image.fromarray(channel) for channel in image.transpose(2, 0, 1)]
+    box = left, top, left + side, top + side
+    return np.stack([np.asarray(c.resize((size, size), Image.Resampling.BILINEAR, box)) for c in channels], -1)
+
+
+def erase(image, bytes_):
+    area, ratio, down, right = (bytes_[augment.ERASE + 2 : augment.ERASE + 6] + 0.5) / 256
+    low, high = augment.AREA
+    area = low + (high - low) * area
+    ratio = min(augment.RATIO, 1 / area) ** (2 * ratio - 1)
+    image, size = image.copy(), len(image)
+    height, width = (max(1, round(size * math.sqrt(side))) for side in (area * ratio, area / ratio))
+    top, left = int((size - height + 1) * down), int((size - width + 1) * right)
+    for y in range(top, top + height):
+        for x in range(left, left + width):
+            image[y, x] = bytes_[augment.ERASE + 6 : augment.ERASE + 9]
+    return image
+
+
+@pytest.mark.parametrize("function", [low_resolution, blur, grey, colour, crop, erase])
 def test_each_change_is_that_of_a_slow_reference(function, random_bytes):
     y, x = np.mgrid[:24, :24] / 24
     smooth = np.stack([200 * x + 20, 180 * y + 30, 100 * (x + y) / 2 + 60], -1)
@@ -133,8 +156,8 @@ def test_all_together_is_one_after_another(random_bytes):
     images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8))
     random_bytes = random_bytes.flatten(0, 1)
     flips = torch.arange(10) % 2 == 0
-    settings = {"low_resolution": 0.6, "blur": 0.5, "grey": 0.3, "colour": 0.4}
-    result = to_input(images, flips, random_bytes, DataConfig(shift=3, **settings)) * 127.5 + 127.5
+    settings = {"low_resolution": 0.6, "blur": 0.5, "grey": 0.3, "colour": 0.4, "erase": 0.5}
+    result = to_input(images, flips, random_bytes, DataConfig(shift=3, crop=0.3, **settings)) * 127.5 + 127.5
     expected = (to_input(images, flips, random_bytes, DataConfig(shift=3)) * 127.5 + 127.5).permute(0, 2, 3, 1).numpy()
     combinations = set()
     for image, bytes_, found in zip(expected, random_bytes.numpy(), result, strict=True):
@@ -147,15 +170,40 @@ def test_all_together_is_one_after_another(random_bytes):
             image = colour(image, bytes_, chosen["grey"])
         elif chosen["grey"]:
             image = grey(image, bytes_)
-        for function in (blur, low_resolution):
+        image = crop(image.astype(np.float32), bytes_, 0.3)
+        for function in (blur, low_resolution, erase):
             image = function(image.astype(np.float32), bytes_) if chosen[function.__name__] else image
         assert np.abs(found.permute(1, 2, 0).numpy() - image).max() < 2e-2
     assert len(combinations) > 5
 
 
+@pytest.mark.parametrize("size", [16, 33])
+def test_rectangles_lie_inside_and_have_the_areas_and_places_that_they_should(size):
+    number = 4000
+    random_bytes = torch.from_numpy(np.random.default_rng(4).integers(0, 256, (number, RANDOM_BYTES), dtype=np.uint8))
+    images = torch.zeros(number, size, size, 3)
+    random_bytes[:, augment.ERASE + 6 :] = 255
+    covered = augment._erased(images, random_bytes, 1)[..., 0] == 255
+    height, width = (covered.any(dim).sum(1) for dim in (2, 1))
+    assert torch.equal(covered.sum((1, 2)), height * width)  # whole rectangles, nothing cut off
+    assert abs((height * width / size**2).mean() - sum(augment.AREA) / 2) < 0.01
+    assert height.max() <= size and (height > width).float().mean() > 0.4 < (width > height).float().mean()
+    edges = covered.float().mean(0)
+    assert torch.allclose(edges, edges.flip(0), atol=0.04) and torch.allclose(edges, edges.T, atol=0.04)
+
+
+def test_a_batch_can_be_cut_anywhere(images, random_bytes):
+    """So that its parts on several ranks show what the whole shows on one."""
+    options = DataConfig(shift=1, crop=0.3, **dict.fromkeys(OPTIONS, 0.5))
+    images, random_bytes = images.flatten(0, 1), random_bytes.flatten(0, 1)
+    whole = to_input(images, random_bytes=random_bytes, options=options)
+    parts = [to_input(images[s], random_bytes=random_bytes[s], options=options) for s in (slice(3), slice(3, 10))]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+
+
 def test_the_host_need_not_know_what_is_chosen(images, random_bytes):
     # A tensor without data refuses whatever depends on values: masks as indices, item(), branches.
-    options = DataConfig(shift=1, **dict.fromkeys(OPTIONS, 0.5))
+    options = DataConfig(shift=1, crop=0.2, **dict.fromkeys(OPTIONS, 0.5))
     flips = torch.zeros(2, 5, dtype=torch.bool)
     shape = to_input(images.to("meta"), flips.to("meta"), random_bytes.to("meta"), options).shape
     assert shape == (10, 3, 9, 9)
@@ -163,7 +211,7 @@ def test_the_host_need_not_know_what_is_chosen(images, random_bytes):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_the_device_does_not_make_the_host_wait(images, random_bytes):
-    options = DataConfig(shift=1, **dict.fromkeys(OPTIONS, 0.5))
+    options = DataConfig(shift=1, crop=0.2, **dict.fromkeys(OPTIONS, 0.5))
     inputs = [tensor.cuda() for tensor in (images, torch.zeros(2, 5, dtype=torch.bool), random_bytes)]
     expected = to_input(images, torch.zeros(2, 5, dtype=torch.bool), random_bytes, options)
     torch.cuda.set_sync_debug_mode("error")

@@ -54,3 +54,9 @@ def test_bad_input_is_one_message(arguments, message):
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1 and message in done.stderr.replace("gpu_memry", "gpu-memry")
     assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_a_run_that_so_many_gpus_cannot_share_is_refused():
+    done = plan(*RUN[:4], "--gpus", "6", "--config", "launch/recipes/ms1mv3_r50.yaml")
+    assert done.returncode == 2 and "data.batch_size 1024 cannot be shared by 6 GPUs" in done.stderr
+    assert done.stderr.count("error: ") == 1 and not done.stdout

@@ -33,7 +33,8 @@ def parts(seed):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     gallery = Gallery(net, net, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 0.9)
-    return SilentEngine(gallery=gallery, zero_stage=0, device=CPU), FFC(HeadConfig(), 11, 4, CPU)
+    head = FFC(HeadConfig(), 11, 4, CPU)
+    return SilentEngine(gallery=gallery, followers=[gallery], zero_stage=0, device=CPU), head
 
 
 def write(folder):

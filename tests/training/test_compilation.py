@@ -38,7 +38,7 @@ def compiled_and_not():
     compiled = copy.deepcopy(plain)
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     before, random_state = copy.deepcopy([net.state_dict() for net in compiled]), torch.get_rng_state()
-    assert compile_nets(*compiled, torch.zeros_like(images), torch.zeros_like(images[:2]))
+    assert compile_nets(*compiled, compiled[0], torch.zeros_like(images), torch.zeros_like(images[:2]))
     torch.testing.assert_close([net.state_dict() for net in compiled], before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None for net in compiled for parameter in net.parameters())
@@ -65,7 +65,7 @@ def test_nets_that_cannot_be_compiled_stay_as_they_were(monkeypatch, capsys):
     monkeypatch.setattr(nn.Module, "compile", no_compiler)
     net, images = Net(), torch.zeros(4, 3, 8, 8)
     before = copy.deepcopy(net.state_dict())
-    assert not compile_nets(net, None, images, None)
+    assert not compile_nets(net, None, net, images, None)
     assert "cannot be compiled and runs as it is: no C++ compiler" in capsys.readouterr().out
     torch.testing.assert_close(net.state_dict(), before)
     assert net(images).embeddings.shape == (4, 144)

@@ -13,7 +13,7 @@ from ffc_ds.config.settings import Config, OptimConfig
 from ffc_ds.errors import UserError
 from ffc_ds.training import tracking
 from ffc_ds.training.meter import Meter
-from ffc_ds.training.schedule import learning_rate
+from ffc_ds.training.schedule import for_batch, learning_rate
 from ffc_ds.training.tracking import Tracker, read_metrics, wandb_mode
 
 
@@ -162,3 +162,31 @@ def test_warm_up_then_cosine_falls_to_zero():
     rates = [learning_rate(optim, step, 100) for step in range(100)]
     assert rates[:11] == sorted(rates[:11]) and rates[10] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 1e-4
+
+
+def insightfaces_schedule(lr, warmup_iters, total_iters, power):
+    """PolynomialLRWarmup of InsightFace's arcface_torch, which multiplies the last rate by a factor."""
+    rate = lr
+    for step in range(total_iters):
+        if 0 < step <= warmup_iters:
+            rate = lr * step / warmup_iters
+        elif step:
+            left, before = (1 - (i - warmup_iters) / (total_iters - warmup_iters) for i in (step, step - 1))
+            rate *= (left / before) ** power
+        yield rate
+
+
+@pytest.mark.parametrize(("warmup", "power"), [(0.0, 1.0), (0.0, 2.0), (0.1, 2.0)])
+def test_poly_is_that_of_insightface(warmup, power):
+    optim = OptimConfig(schedule="poly", warmup=warmup, power=power)
+    rates = [learning_rate(optim, step, 100) for step in range(100)]
+    begin = round(100 * warmup)
+    expected = list(insightfaces_schedule(0.1, begin, 100, power))
+    assert rates[begin:] == pytest.approx(expected[begin:])
+    assert rates[:begin] == sorted(rates[:begin]) and max(rates) == pytest.approx(0.1)
+
+
+def test_the_learning_rate_follows_the_batch_if_it_is_meant_for_one():
+    assert for_batch(OptimConfig(lr=0.1), 7).lr == 0.1
+    assert for_batch(OptimConfig(lr=0.1, lr_batch=1024), 512).lr == pytest.approx(0.05)
+    assert for_batch(OptimConfig(lr=0.1, lr_batch=1024), 4096).lr == pytest.approx(0.4)

@@ -36,7 +36,9 @@ def results(futures: list[Future]) -> Iterator:
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, perhaps for want of memory: try fewer --workers") from error
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory: free some, or try fewer --workers"
+        ) from error
 
 
 def _start() -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import datasets
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from ffc_ds.data.generated import dataset as generated
+from ffc_ds.data.generated import parts
 from ffc_ds.data.generated.parameters import PERSON, PICTURE, draw
 from ffc_ds.data.generated.renderer import render
 from ffc_ds.errors import UserError
@@ -123,6 +127,22 @@ def test_long_tail():
     assert (generated.number_of_images(identities, seed=1) != numbers).any()
 
 
+@pytest.mark.parametrize("mean", [1, 1.5, 8, 20])
+def test_the_tail_keeps_its_shape_when_its_mean_is_chosen(mean):
+    identities = np.arange(20_000)
+    plain, numbers = generated.number_of_images(identities), generated.number_of_images(identities, mean=mean)
+    assert numbers.dtype == np.int64 and numbers.mean() == pytest.approx(mean, rel=0.03)
+    tail = 1 / (np.arange(1, 65) + 3.0) ** 2
+    factor = (mean - 1) / ((np.arange(1, 65) * tail).sum() / tail.sum() - 1)
+    rounded_up = 0
+    for number, before in zip(numbers.tolist(), plain.tolist(), strict=True):
+        exact = 1 + (before - 1) * factor
+        assert math.floor(exact) <= number <= math.floor(exact) + 1
+        rounded_up += (number - math.floor(exact)) - (exact - math.floor(exact))
+    assert abs(rounded_up) < 5 * math.sqrt(len(plain)) / 2
+    np.testing.assert_array_equal(generated.number_of_images(identities[777:779], mean=mean), numbers[777:779])
+
+
 def test_dataset_holds_the_rendered_images(cache):
     data = generated.build(30, "train", size=32, seed=4)
     counts = generated.number_of_images(np.arange(30), seed=4)
@@ -168,7 +188,7 @@ def test_second_build_reads_the_cache_and_other_arguments_do_not(cache, monkeypa
     first = generated.build(4, "train", size=32)
     other = generated.build(4, "train", size=32, seed=1)
     assert first.with_format("arrow")[:] != other.with_format("arrow")[:]
-    monkeypatch.setattr(generated, "render", None)
+    monkeypatch.setattr(parts, "render", None)
     again = generated.build(4, "train", size=32)
     assert again.cache_files == first.cache_files and again._fingerprint == first._fingerprint
     monkeypatch.setattr(generated, "RENDERER_VERSION", -1)
@@ -176,17 +196,69 @@ def test_second_build_reads_the_cache_and_other_arguments_do_not(cache, monkeypa
         generated.build(4, "train", size=32)
 
 
-def test_a_build_that_fails_leaves_nothing(cache, monkeypatch):
+def slow_dataset(people, mean):
+    """(label, name, JPEG) one image at a time."""
+    counts = generated.number_of_images(np.arange(people), mean=mean)
+    return [
+        {"image": {"bytes": simplejpeg.encode_jpeg(render([label], [number], 16)[0], quality=92), "path": None},
+         "label": label, "name": f"train-{label:08d}"}
+        for label in range(people) for number in range(counts[label])
+    ]  # fmt: skip
+
+
+def test_parts_by_several_processes_are_the_whole(cache, monkeypatch):
+    monkeypatch.setattr(parts, "FEWEST_PEOPLE", 3)
+    monkeypatch.setattr(parts, "MOST_PARTS", 12)
+    data = generated.build(50, "train", size=16, mean=2.5)
+    (folder,) = (cache / "generated").iterdir()
+    assert len(list(folder.iterdir())) == 10 > parts.ALONE
+    assert data.with_format("arrow")[:].to_pylist() == slow_dataset(50, 2.5)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    lost = sorted(folder.iterdir())[4]
+    lost.unlink()
+    again = generated.build(50, "train", size=16, mean=2.5)
+    assert again._fingerprint == data._fingerprint
+    assert again.with_format("arrow")[:].to_pylist() == slow_dataset(50, 2.5)
+    changed = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != before[path.name]}
+    assert changed == {lost.name}
+
+
+def test_what_is_interrupted_is_gone_on_with(cache, monkeypatch):
     def fail_later(identities, images, size, seed):
-        if identities[0]:
+        if identities.max() >= 6:
             raise MemoryError
         return render(identities, images, size, seed)
 
-    monkeypatch.setattr(generated, "CHUNK", 2)
-    monkeypatch.setattr(generated, "render", fail_later)
+    monkeypatch.setattr(parts, "FEWEST_PEOPLE", 5)
+    monkeypatch.setattr(parts, "CHUNK", 2)
+    monkeypatch.setattr(parts, "render", fail_later)
     with pytest.raises(MemoryError):
-        generated.build(20, "train", size=32)
-    assert list((cache / "generated").iterdir()) == []
+        generated.build(20, "train", size=16)
+    (folder,) = (cache / "generated").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["0000000000.arrow"]
+    monkeypatch.setattr(parts, "render", render)
+    assert generated.build(20, "train", size=16).with_format("arrow")[:].to_pylist() == slow_dataset(20, None)
+
+
+def test_large_sets_have_few_parts_and_few_test_people(monkeypatch):
+    for people in (2, 512, 513, 100_000, 10**8):
+        ends = list(parts.bounds(people))
+        assert len(ends) <= 256 and ends[0][0] == 0 and ends[-1][1] == people
+        assert all(end == first for (_, end), (first, _) in itertools.pairwise(ends))
+    asked = []
+    monkeypatch.setattr(generated, "write_missing", lambda parts, what: asked.extend(parts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generated.build(10**8, "test")
+    assert asked[-1].end == 10_000
+
+
+def test_a_full_disk_is_told(cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generated, "write_missing", full)
+    with pytest.raises(UserError, match="generated faces cannot be written.*No space left on device"):
+        generated.build(20, "train", size=16)
 
 
 def test_processes_that_build_at_once_share_one_complete_file(cache):
@@ -199,22 +271,8 @@ def test_processes_that_build_at_once_share_one_complete_file(cache):
     lengths, fingerprints, files = zip(*(json.loads(output_of(p)) for p in processes), strict=True)
     assert set(lengths) == {generated.number_of_images(np.arange(60)).sum()}
     assert len(set(fingerprints)) == 1 and files[0] == files[1]
-    assert len(list((cache / "generated").iterdir())) == 1
-
-
-def test_loser_of_the_race_takes_the_winners_file(cache, monkeypatch):
-    rename, builds = os.rename, []
-
-    def overtaken(source, target):
-        if not builds:
-            builds.append(target)
-            builds.append(generated.build(3, "train", size=32))
-        rename(source, target)
-
-    monkeypatch.setattr(generated.os, "rename", overtaken)
-    data = generated.build(3, "train", size=32)
-    assert data.cache_files == builds[1].cache_files and data._fingerprint == builds[1]._fingerprint
-    assert os.listdir(cache / "generated") == [os.path.basename(builds[0])]
+    (folder,) = (cache / "generated").iterdir()
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_unknown_split(cache):
@@ -224,15 +282,23 @@ def test_unknown_split(cache):
 
 @pytest.mark.parametrize(
     "name, expected",
-    [("generated", (1000, 64)), ("generated:2000", (2000, 64)), ("generated:2000:112", (2000, 112))],
+    [
+        ("generated", (1000, 64, None)),
+        ("generated:2000", (2000, 64, None)),
+        ("generated:2000:112", (2000, 112, None)),
+        ("generated:2000:112:1", (2000, 112, 1)),
+        ("generated:2000:112:2.5", (2000, 112, 2.5)),
+    ],
 )
 def test_parse(name, expected):
     assert generated.parse(name) == expected
 
 
 @pytest.mark.parametrize(
-    "name", ["generate", "generated:", "generated:x", "generated:1", "generated:10:8", "generated:10:64:1",
-             "generated:-5", "generated: 5", "generated:10:", "generated:٣٣", "generated:" + "9" * 5000]
+    "name", ["generate", "generated:", "generated:x", "generated:1", "generated:10:8", "generated:10:64:0",
+             "generated:10:64:", "generated:10:64:0.9", "generated:10:64:1000", "generated:10:64:1:1",
+             "generated:10:64:.5", "generated:-5", "generated: 5", "generated:10:",
+             "generated:٣٣", "generated:" + "9" * 5000]
 )  # fmt: skip
 def test_malformed_name(name):
     with pytest.raises(UserError, match="generated:2000:64"):
