@@ -46,6 +46,7 @@ def check_values(config) -> None:
         "class_optim.weight_decay": config.class_optim.weight_decay,
         "optim.clip": config.optim.clip,
         "optim.weight_decay": config.optim.weight_decay,
+        "train.final_save_minutes": config.train.final_save_minutes,
         "eval.every": config.eval.every,
     }
     for key, value in not_negative.items():
