@@ -28,6 +28,7 @@ from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
 from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import learning_rate
+from ffc_ds.training.shared_folder import open_shared
 from ffc_ds.training.tracking import Tracker
 
 PREFILL_STREAM = 200
@@ -50,6 +51,7 @@ class Trainer:
         together(lambda: check_deepspeed_config(config))  # before any data is read
         on_this_host = data.batch_size / self.accumulation * host_share()
         together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
+        open_shared(self.folder)
         self.faces, self.index, self.pairs = open_training_data(config)
         self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(

@@ -131,3 +131,21 @@ def test_a_run_does_not_end_without_its_last_checkpoint(tmp_path):
     assert "disk full" in first.stderr and "--resume auto goes on" in first.stderr and "error" not in second.stderr
     assert first.stdout.count("waiting for room") > 1
     assert not list((tmp_path / "checkpoints").iterdir()) and not (tmp_path / "results.json").exists()
+
+
+def hasty(arguments):
+    from ffc_ds.training import shared_folder
+
+    shared_folder.PATIENCE = 0.3
+    run_script("launch/train.py", *arguments)
+
+
+def test_hosts_that_do_not_share_the_output_folder(tmp_path):
+    homes = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for home in homes:
+        Path(home, "run").mkdir(parents=True)
+    first, second = together(2, hasty, (*TINY, "--output_dir", "$PLACE/run"), PLACE=homes)
+    assert (first.code, second.code) == (2, 2), first.stderr[-3000:] + second.stderr[-3000:]
+    assert f"output_dir {homes[0]}/run is not one folder for all ranks" in first.stderr
+    assert f"is not seen by {os.uname().nodename} (rank 1)" in first.stderr
+    assert not list(Path(homes[0], "run").iterdir())
