@@ -54,14 +54,13 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(number), path) for number, path in named if number.isdigit())
 
 
-def leave_behind(folder: Path, step: int, keep: int) -> None:
-    """Make `folder` that of a run which goes on from `step`: `latest` must not mean what is beyond it, so that gets
-    another name. Then `tidy`. All ranks call it; raises UserError on all of them if a name cannot be changed."""
+def leave_behind(folder: Path, step: int) -> None:
+    """Rename the checkpoints in `folder` beyond `step`, because the run goes on from there: `latest` must not mean what
+    it leaves behind. All ranks call it; raises UserError on all of them if a name cannot be changed."""
 
     def of_first_rank():
         for newer in [path for number, path in complete(folder) if number > step]:
             say(f"going on from step {step}; what was beyond it is kept as {_set_aside(newer, 'left')}")
-        tidy(folder, keep)
 
     together(lambda: of_first_rank() if rank() == 0 else None)
 

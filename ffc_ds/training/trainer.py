@@ -222,6 +222,7 @@ class Trainer:
         if rank() == 0:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                checkpoints.tidy(self.folder / "checkpoints", self.config.train.keep_checkpoints)
                 save_config(replace(self.config, resume=None), self.folder / "config.yaml")
                 pq.write_table(pa.table({"identity": self.index.names}), self.folder / "identities.parquet")
             except OSError as error:
@@ -242,7 +243,7 @@ class Trainer:
         folder = self.folder / "checkpoints"
         if path.resolve().parent != folder.resolve():
             return None  # another folder is another run
-        checkpoints.leave_behind(folder, self.start, self.config.train.keep_checkpoints)
+        checkpoints.leave_behind(folder, self.start)
         return run["wandb_id"]
 
     def _identity(self) -> dict:

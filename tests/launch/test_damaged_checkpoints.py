@@ -39,6 +39,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     folder = run / "checkpoints"
     damage(folder / "step-4" / "class" / "__1_0.distcp")
+    shutil.copytree(folder / "step-2", folder / ".step-3.unfinished")
     done = train_tiny(2, run, *FOUR, "--resume", "auto")
     assert done.stdout.count("class/__1_0.distcp is not what was written") == 1
     assert f"It is kept as {folder}/damaged-step-4" in done.stdout

@@ -74,7 +74,8 @@ def crowded(folder):
     for name in (".step-200.unfinished", ".step-3.discarded"):
         (folder / name / "class").mkdir(parents=True)
     latest = checkpoints.find("latest", folder).name
-    checkpoints.leave_behind(folder, 10, keep=1)
+    checkpoints.leave_behind(folder, 10)
+    checkpoints.tidy(folder, keep=1)
     then = checkpoints.find("latest", folder).name
     return latest, then, sorted(path.name for path in folder.iterdir())
 
