@@ -243,6 +243,9 @@ class TrainConfig:
     """Steps from one checkpoint to the next; one is always written at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    final_save_minutes: float = 5.0
+    """Minutes for which the last checkpoint waits where the disk is full or cannot be written; then the run ends with
+    exit code 2. One before it that cannot be written is left out, with a warning, and training goes on."""
 
 
 @dataclass

@@ -49,6 +49,7 @@ def check_values(config) -> None:
         "optim.clip": config.optim.clip,
         "optim.lr_batch": config.optim.lr_batch,
         "optim.weight_decay": config.optim.weight_decay,
+        "train.final_save_minutes": config.train.final_save_minutes,
         "eval.every": config.eval.every,
     }
     for key, value in not_negative.items():

@@ -43,7 +43,11 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     logging.set_verbosity_error()  # what does not fit is said below, once
     try:
         model, report = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,  # nor is anybody asked
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The backbone in {path} cannot be loaded: {error}") from error

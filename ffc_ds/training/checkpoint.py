@@ -1,101 +1,120 @@
-"""Save, find, verify and resume: a checkpoint is a folder step-N that exists only when it is complete.
+"""Save and load one checkpoint: a folder step-N that has this name only when it is complete and on the disk.
 
-    step-N/engine/     DeepSpeed's own: weights and optimizer state of the probe net
-    step-N/class/      torch.distributed.checkpoint: the sharded class state, the nets that follow, for any rank count
-    step-N/host.npz    class state that is the same on all ranks, such as the index of the pool
-    step-N/run.json    where the run stood, and what model and head it is about
+    step-N/engine/         DeepSpeed's own: weights and optimizer state of the probe net
+    step-N/class/          torch.distributed.checkpoint: the sharded class state, the nets that follow, for any ranks
+    step-N/host.npz        class state that is the same on all ranks, such as the index of the pool
+    step-N/run.json        where the run stood, and what model and head it is about
+    step-N/manifest.json   size and checksum of every other file
 
-There is no state of random generators: every random choice is a function of seed, step and rank.
+There is no state of random generators: every random choice is a function of seed, step and rank. A checkpoint is data:
+nothing in it is run when it is loaded, whoever made it.
 """
 
+import errno
 import json
 import shutil
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+import torch.distributed as dist
 
 from ffc_ds.config.documents import read_json
-from ffc_ds.distributed import barrier, rank, same_everywhere, together, world_size
+from ffc_ds.distributed import active, barrier, rank, same_everywhere, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
+from ffc_ds.training.class_state import load_class_state, save_class_state
 from ffc_ds.training.engine import Engine
-from ffc_ds.training.follower import Follower
+from ffc_ds.training.manifest import Writer
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def save(folder: Path, step: int, engine: Engine, head: Head, run: dict, keep: int) -> None:
-    """Write folder/step-N. It is written aside and renamed when every rank is done; then old ones beyond `keep` go.
+def save(target: Path, step: int, engine: Engine, head: Head, run: dict, room: int = 0) -> int:
+    """Write a checkpoint under the name `target`. Returns its size in bytes.
 
-    `run` (JSON) must hold "identity": what `verify` compares before a resume.
+    `run` (JSON) must hold "identity": what `read_run` compares before a resume. room: bytes that must be free. Raises
+    UserError on all ranks if it could not be written on one; then nothing is left of it.
     """
     same_everywhere(head.checksum(), "the class state")
-    target, aside = folder / f"step-{step}", folder / f".step-{step}.unfinished"
+    writer = Writer(target.with_name(f".{target.name}.unfinished"))
     if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
-    engine.save(aside)
-    dcp.save(_class_state(engine, head), checkpoint_id=str(aside / "class"))
-    barrier()
+        discard(writer.folder)
+        writer.make_folder(writer.folder)
+        writer.attempt(lambda: _check_room(writer.folder, room))
+    _agree(writer, target)
+    engine.save(writer)
+    save_class_state(engine, head, writer)
     if rank() == 0:
-        np.savez(aside / "host.npz", **head.host_state())
-        files = {str(file.relative_to(aside)): file.stat().st_size for file in aside.rglob("*") if file.is_file()}
-        about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage, "files": files}
-        about |= run
-        (aside / "run.json").write_text(json.dumps(about, indent=1))
-    barrier()
+        with writer.open(writer.folder / "host.npz") as file:
+            np.savez(file, **head.host_state())
+        about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage} | run
+        with writer.open(writer.folder / "run.json") as file:
+            file.write(json.dumps(about, indent=1).encode())
+    files = _files_of_all(writer)
+    _agree(writer, target)
     if rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        for number, old in _complete(folder)[:-keep]:
-            if number != step:
-                shutil.rmtree(old)
-    barrier()
+        discard(target)
+        writer.seal(files, target)
+    _agree(writer, target)
+    return sum(size for size, _ in files.values())
 
 
-def find(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `resume` names: "latest" in `folder`, "auto" (the same, or none), or a path.
-
-    Raises UserError if there is none, or if a run without `resume` would overwrite those in `folder`.
-    """
-    if resume is None and _complete(folder):
-        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
-    if resume is None or (resume == "auto" and not _complete(folder)):
-        return None
-    if resume in ("latest", "auto"):
-        complete = _complete(folder)
-        if not complete:
-            raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
-        return complete[-1][1]
-    path = Path(resume)
-    if not path.is_dir():
-        raise UserError(f"--resume {resume}: there is no such folder. It must be a step-N folder of a run, or latest.")
-    return path
+def discard(folder: Path) -> None:
+    """Remove a folder, which first gives up its name: if that is interrupted, no part of it passes for a whole."""
+    going = folder.with_name(f".{folder.name.lstrip('.')}.discarded")
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        folder.rename(going)
+    except OSError:
+        return  # not there, or where nothing can be changed
+    shutil.rmtree(going, ignore_errors=True)
 
 
-def set_newer_aside(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints in `folder` beyond `step`, because the run goes on from there: `latest` must not mean what
-    it leaves behind. Rank 0 only. Returns their new names."""
-    moved = []
-    for number, newer in _complete(folder):
-        if number > step:
-            target = folder / f"left-{newer.name}"
-            shutil.rmtree(target, ignore_errors=True)
-            moved.append(newer.rename(target))
-    return moved
+def _check_room(folder: Path, room: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < room:
+        raise OSError(errno.ENOSPC, f"{_gigabytes(room)} are needed and {_gigabytes(free)} are free")
 
 
-def verify(path: Path, identity: dict, zero_stage: int) -> dict:
-    """The run.json of a complete checkpoint that is about the same model, head and identities. Raises UserError that
-    names what is missing or different."""
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.3g} GB"
+
+
+def _files_of_all(writer: Writer) -> dict[str, list]:
+    parts = [writer.files] * world_size()
+    if active():
+        dist.all_gather_object(parts, writer.files)
+    files = {name: entry for part in parts for name, entry in part.items()}
+    if rank() == 0:  # what DeepSpeed copies from elsewhere, such as its memory on NVMe
+        names = (path.relative_to(writer.folder).as_posix() for path in writer.folder.rglob("*") if path.is_file())
+        for name in sorted(set(names) - files.keys()):
+            writer.take(writer.folder / name)
+            files[name] = writer.files[name]
+    return files
+
+
+def _agree(writer: Writer, target: Path) -> None:
+    """Raise UserError on all ranks if writing failed on one."""
+
+    def succeed():
+        if (error := writer.failure) is not None:
+            kind = "disk full" if error.errno in DISK_FULL else "the disk"
+            raise UserError(f"{target} could not be saved: {kind}: {error.strerror}.")
+
+    try:
+        together(succeed)
+    except UserError:
+        if rank() == 0:
+            discard(writer.folder)
+        barrier()
+        raise
+
+
+def read_run(path: Path, identity: dict, zero_stage: int) -> dict:
+    """The run.json of a checkpoint that is about the same model, head and identities. Raises UserError that names what
+    is different."""
     run = _read_run(path)
-    for name, size in run["files"].items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise UserError(f"{path} is no complete checkpoint: {name} is missing or cut off. Choose another one.")
     for key in run["identity"].keys() | identity.keys():
         saved, wanted = run["identity"].get(key), identity.get(key)
         if saved != wanted:
@@ -114,17 +133,16 @@ def _read_run(path: Path) -> dict:
         run = read_json(path / "run.json")
     except UserError as error:
         raise UserError(f"{path} is no complete checkpoint: {error}") from None
-    kinds = {"step": int, "world_size": int, "zero_stage": int, "files": dict, "identity": dict}
+    kinds = {"step": int, "world_size": int, "zero_stage": int, "identity": dict}
     if not isinstance(run, dict) or any(type(run.get(key)) is not kind for key, kind in kinds.items()):
         raise UserError(f"{path} is no complete checkpoint: run.json does not say what is in it. Choose another one.")
     return run
 
 
 def load(path: Path, engine: Engine, head: Head) -> None:
-    """Take over a verified checkpoint. Raises UserError on all ranks if a part does not fit."""
-    together(lambda: engine.load(path))
-    state = _class_state(engine, head)
-    together(lambda: _load_class_state(path, state))
+    """Take over a checkpoint that has been verified. Raises UserError on all ranks if a part does not fit."""
+    engine.load(path)
+    load_class_state(engine, head, path)
     head.load_host_state(together(lambda: _read_host_state(path)))
     for follower in engine.followers:
         follower.refresh()
@@ -136,46 +154,3 @@ def _read_host_state(path: Path) -> dict[str, np.ndarray]:
             return dict(host)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}/host.npz cannot be loaded: {error}.") from error
-
-
-def _load_class_state(path: Path, state: dict) -> None:
-    try:
-        dcp.load(state, checkpoint_id=str(path / "class"))
-    except (RuntimeError, ValueError, OSError, dcp.CheckpointException) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{path}/class cannot be loaded: {reason[-1] if reason else error!r}.") from error
-
-
-def _complete(folder: Path) -> list[tuple[int, Path]]:
-    named = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
-    return sorted((int(number), path) for number, path in named if number.isdigit())
-
-
-def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
-    """Views of this rank's class state, saved from and loaded into in place."""
-    state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
-    for follower in engine.followers:
-        state |= _follower_state(follower, engine.zero_stage)
-    return state
-
-
-def _follower_state(follower: Follower, zero_stage: int) -> dict[str, torch.Tensor]:
-    """Parameters flat, so that a shard of ZeRO-3 and a whole tensor are the same thing to the checkpoint."""
-    state = {}
-    lengths = {f"average.{name}": getattr(p, "ds_numel", p.numel()) for name, p in follower.module.named_parameters()}
-    for name, value in follower.state().items():
-        if zero_stage == 3 and name in lengths:
-            size = len(value)
-            own = max(0, min(size, lengths[name] - rank() * size))  # ZeRO-3 pads the last shards
-            value = _sharded(value[:own], 0, lengths[name])
-        state[f"{follower.name}.{name}"] = value
-    return state
-
-
-def _sharded(local: torch.Tensor, dim: int, length: int) -> DTensor:
-    # On a mesh of another device it would be a copy: class state may lie in host memory.
-    mesh = init_device_mesh(local.device.type, (world_size(),))
-    shape = list(local.shape)
-    shape[dim] = length
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride)

@@ -31,9 +31,9 @@ def is_worth_compiling(backbone: dict, inputs: Tensor, micro_batches: int) -> bo
 def compile_nets(
     probe: nn.Module, gallery: nn.Module | None, verified: nn.Module, inputs: Tensor, evaluated: Tensor | None
 ) -> bool:
-    """Compile the probe net for training on `inputs`, the gallery net for inference, and the net that is verified, which
-    may be the probe, for inputs like `evaluated` (if any), all in place; parameters, buffers and random numbers stay
-    what they are. Dropout drops what it does without.
+    """Compile the probe net for training on `inputs`, the gallery net for inference, and the net that is verified,
+    which may be the probe, for inputs like `evaluated` (if any), all in place; parameters, buffers and random numbers
+    stay what they are. Dropout drops what it does without.
 
     Returns whether it worked, on all ranks alike; otherwise, without a compiler for one, the nets stay as they were and
     rank 0 says why.

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import deepspeed
 import torch
@@ -26,9 +25,11 @@ from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
 from ffc_ds.training.compilation import compile_nets
-from ffc_ds.training.follower import Follower
+from ffc_ds.training.follower import Follower, owned
 from ffc_ds.training.gallery import Gallery
+from ffc_ds.training.manifest import Writer
 from ffc_ds.training.operators import watch_builds
+from ffc_ds.training.state_files import EngineFiles, read_data
 from ffc_ds.training.weight_average import WeightAverage
 
 logger.setLevel(logging.WARNING)
@@ -85,6 +86,10 @@ def read_deepspeed_config(config: Config) -> dict:
     if _dtype(settings) == torch.float16 and get_accelerator().device_name() == "cpu":
         # Some CPUs can, at a fiftieth of the speed.
         raise UserError(f"{path} asks for fp16, which is for GPUs: on a CPU use bf16 (bf16.json) or fp32 (zero2.json).")
+    if settings.get("checkpoint"):
+        raise UserError(
+            f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."
+        )
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
     # make the host wait for the device twice a micro-batch.
     defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
@@ -119,6 +124,8 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=parameters, optimizer=optimizer, config=settings
             )
+        self._engine.checkpoint_engine = self._files = EngineFiles()
+        self._engine._copy_recovery_script = lambda folder: None  # a checkpoint holds no scripts
         self.module, self.device = self._engine.module, self._engine.device
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
@@ -226,17 +233,32 @@ class Engine:
             if buffer.is_floating_point():
                 buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state, every rank its part, to folder/engine."""
-        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+    def save(self, writer: Writer) -> None:
+        """Write weights and optimizer state, every rank its part, to engine/ in the folder of `writer`."""
+        self._files.writer = writer
+        self._engine.save_checkpoint(str(writer.folder), tag="engine", save_latest=False)
+
+    def state_bytes(self) -> int:
+        """About how much of what `save` writes comes from this rank."""
+        optimizer, tensors = self._engine.basic_optimizer, []
+        if self.zero_stage == 3 or rank() == 0:
+            tensors += [owned(parameter) for parameter in self.module.parameters()]
+            tensors += self.module.buffers()
+        if self.zero_stage or rank() == 0:
+            tensors += [value for state in optimizer.state.values() for value in state.values()]
+        if self.zero_stage or self.dtype != torch.float32:  # weights of their own, in fp32
+            tensors += [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote. Raises UserError if it is not there or does not fit."""
-        try:
+        """Take over what `save` wrote. Raises UserError, on all ranks, if it is not there or does not fit, and for a
+        file that holds more than data."""
+        together(lambda: _look_into(folder / "engine"))  # DeepSpeed's ranks would wait for one that refuses
+        together(lambda: self._load(folder))
+
+    def _load(self, folder: Path) -> None:
+        with _damages(folder / "engine"):
             path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        except (RuntimeError, OSError, EOFError, AssertionError, KeyError, ValueError, UnpicklingError) as error:
-            reason = str(error).strip().splitlines()
-            raise UserError(f"{folder}/engine cannot be loaded: {reason[0] if reason else error!r}.") from error
         if path is None:
             raise UserError(f"{folder}/engine is missing or incomplete; choose another checkpoint.")
         if hasattr(self._engine.optimizer, "clip_grad"):
@@ -264,6 +286,22 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, enabled=self.zero_stage == 3):
                 yield name, parameter
+
+
+@contextmanager
+def _damages(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError, AssertionError, KeyError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{path} cannot be loaded: {reason[0] if reason else repr(error)}.") from error
+
+
+def _look_into(folder: Path) -> None:
+    """Raise UserError if a file of this rank's share holds more than data."""
+    for path in sorted(folder.glob("*.pt"))[rank() :: world_size()]:
+        with _damages(path):
+            read_data(path, mmap=True)
 
 
 def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
@@ -28,7 +29,7 @@ class Tracker:
     """Writes lines of metrics; on ranks other than 0 it does nothing.
 
     `wandb_id` is the run to continue; lines of metrics.jsonl after `start_step` belong to steps that will be done
-    again and are dropped.
+    again and are dropped. Lines that cannot be written are kept, and tried again with the next.
     """
 
     def __init__(self, config: Config, start_step: int, steps: int, wandb_id: str | None = None):
@@ -39,9 +40,8 @@ class Tracker:
         folder = Path(config.output_dir)
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
-        aside = self._path.with_suffix(".unfinished")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.rename(self._path)
+        self._there = {_kind(line) for line in kept if line["step"] == start_step}
+        self._size, self._unwritten = _rewrite(self._path, kept), b""
         self._run = _begin(config, folder, wandb_id, wandb_mode(config.tracking.wandb))
         if self._run is not None:
             self.wandb_id = self._run.id
@@ -57,13 +57,28 @@ class Tracker:
         if rank() != 0:
             return
         metrics = {key: _plain(value) for key, value in metrics.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        if _kind(metrics) in self._there:  # a run that is resumed at its end is verified once more
+            return
+        self._append(json.dumps(metrics).encode() + b"\n")
         if self._run is not None:
             self._run.log({key: value for key, value in metrics.items() if value is not None}, step=metrics["step"])
         shown = {"loss": "{:.3f}", "images_per_second": "{:.0f}", "accuracy": "{:.4f}"}
         now = {key: form.format(metrics[key]) for key, form in shown.items() if metrics.get(key) is not None}
         self._bar.set_postfix({key.replace("images_per_second", "images/s"): text for key, text in now.items()})
+
+    def _append(self, line: bytes) -> None:
+        """Write what is unwritten to metrics.jsonl, all of it or nothing."""
+        first, self._unwritten = not self._unwritten, self._unwritten + line
+        try:
+            with self._path.open("ab") as file:
+                file.write(self._unwritten)
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, self._size)
+            if first:
+                say(f"warning: {self._path} cannot be written: {error.strerror}. Its lines are kept until it can.")
+            return
+        self._size, self._unwritten = self._size + len(self._unwritten), b""
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
@@ -136,11 +151,34 @@ def _silence(url: str) -> str | None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line that was cut off is left out."""
+    """The lines of a metrics.jsonl, without those that a crash has damaged."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [line for text in path.read_bytes().split(b"\n")[:-1] if (line := _line(text)) is not None]
+
+
+def _line(text: bytes) -> dict | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+
+
+def _rewrite(path: Path, lines: list[dict]) -> int:
+    """Make `lines` the content of metrics.jsonl. Returns its size in bytes. Raises UserError."""
+    content, aside = "".join(json.dumps(line) + "\n" for line in lines).encode(), path.with_suffix(".unfinished")
+    try:
+        aside.write_bytes(content)
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    return len(content)
+
+
+def _kind(line: dict) -> tuple:
+    """What two lines that say the same have in common."""
+    return line["step"], *sorted(line)
 
 
 def _plain(value):

@@ -14,20 +14,22 @@ from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import all_reduce, barrier, broadcast_object, host_share, rank, to_device, together, world_size
+from ffc_ds.distributed import all_reduce, broadcast_object, host_share, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
-from ffc_ds.training import checkpoint
+from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
+from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import for_batch, learning_rate
+from ffc_ds.training.shared_folder import open_shared
 from ffc_ds.training.tracking import Tracker
 
 PREFILL_STREAM = 200
@@ -50,6 +52,7 @@ class Trainer:
         together(lambda: check_deepspeed_config(config))  # before any data is read
         on_this_host = data.batch_size / self.accumulation * host_share()
         together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
+        open_shared(self.folder)
         self.faces, self.index, self.pairs = open_training_data(config)
         self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
         self.sampler = together(
@@ -69,6 +72,7 @@ class Trainer:
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.optim = for_batch(config.optim, data.batch_size)
         self.meter = Meter(data.batch_size)
+        self.saver = Saver(self.folder / "checkpoints", config.train)
         self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
         self.replaced, self.told, self.compiled = 0, set(), None
         wandb_id = self._resume()
@@ -168,9 +172,9 @@ class Trainer:
             self.tracker.log({"step": done, "epoch": epoch} | self.meter.summary() | state)
         if last or (every and done % every == 0):
             self._verify(done)
-        if last or done % train.checkpoint_every == 0:
+        if self.saver.is_due(done, last):
             with self.meter.paused():
-                self._save(done)
+                self._save(done, last)
 
     def _verify(self, done):
         """Verification, on identities that were not trained on, of the net that the run will hand on."""
@@ -223,7 +227,7 @@ class Trainer:
             )
             self.head.prefill(identities, features)
 
-    def _save(self, done):
+    def _save(self, done, last):
         self.engine.average_buffers()
         run = {
             "identity": self._identity(),
@@ -235,13 +239,13 @@ class Trainer:
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
         }
-        keep = self.config.train.keep_checkpoints
-        checkpoint.save(self.folder / "checkpoints", done, self.engine, self.head, run, keep)
+        self.saver.save(done, last, self.engine, self.head, run)
 
     def _make_folder(self):
         if rank() == 0:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                checkpoints.tidy(self.folder / "checkpoints", self.config.train.keep_checkpoints)
                 save_config(replace(self.config, resume=None), self.folder / "config.yaml")
                 pq.write_table(pa.table({"identity": self.index.names}), self.folder / "identities.parquet")
             except OSError as error:
@@ -249,10 +253,10 @@ class Trainer:
 
     def _resume(self) -> str | None:
         """Take over the checkpoint that is asked for, if any. Returns its run in Weights & Biases."""
-        path = together(lambda: checkpoint.find(self.config.resume, self.folder / "checkpoints"))
+        path = checkpoints.find(self.config.resume, self.folder / "checkpoints")
         if path is None:
             return None
-        run = together(lambda: checkpoint.verify(path, self._identity(), self.engine.zero_stage))
+        run = together(lambda: checkpoint.read_run(path, self._identity(), self.engine.zero_stage))
         if run["step"] > self.steps:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
@@ -263,9 +267,7 @@ class Trainer:
         folder = self.folder / "checkpoints"
         if path.resolve().parent != folder.resolve():
             return None  # another folder is another run
-        if rank() == 0:
-            for left in checkpoint.set_newer_aside(folder, self.start):
-                say(f"going on from step {self.start}; what was beyond it is kept as {left}")
+        checkpoints.leave_behind(folder, self.start)
         return run["wandb_id"]
 
     def _identity(self) -> dict:
@@ -298,8 +300,7 @@ class Trainer:
         }
         weights = self.engine.weights()
         self.tracker.close({"accuracy": results["trained"]["accuracy"]})
+        together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
         if rank() == 0:
-            write_report(self.config, results, weights, self.last_result)
             print(table(results, self.folder), flush=True)
-        barrier()
         return results

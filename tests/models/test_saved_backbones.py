@@ -1,5 +1,7 @@
 """A backbone is opened from its folder or its run; what is no such thing is named."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
@@ -29,3 +31,21 @@ def test_models_that_cannot_be_used(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="BertModel, which gives no face embeddings"):
         load_model(str(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize("model_type", ["ffc_iresnet", "unheard_of"])
+def test_the_code_of_a_folder_is_not_run(tmp_path, model_type):
+    tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": model_type if model_type == "unheard_of" else config["model_type"]}
+    config["auto_map"] = {"AutoConfig": "planted.Config", "AutoModel": "planted.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "planted.py").write_text(
+        f"open({str(tmp_path / 'trace')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
+    )
+    if model_type == "unheard_of":
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_model(str(tmp_path))
+    else:
+        load_model(str(tmp_path))
+    assert not (tmp_path / "trace").exists()

@@ -12,7 +12,7 @@ from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.ffc import FFC
 from ffc_ds.heads.full_fc import FullFC
-from ffc_ds.training import checkpoint
+from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.gallery import Gallery
 from tests.ranks import run_ranks
 
@@ -22,8 +22,9 @@ CPU = torch.device("cpu")
 class SilentEngine(SimpleNamespace):
     """Stands in for DeepSpeed's part, which the tests of whole runs cover."""
 
-    def save(self, folder):
-        (folder / "engine").mkdir(exist_ok=True)
+    def save(self, writer):
+        with writer.open(writer.folder / f"engine-{rank()}.pt") as file:
+            file.write(bytes(1000))
 
     def load(self, folder):
         pass
@@ -40,14 +41,14 @@ def parts(seed):
 def write(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(100, 109), torch.from_numpy(np.random.default_rng(0).standard_normal((9, 4))).float())
-    checkpoint.save(folder, 5, engine, head, {"identity": {"model": "a"}}, keep=2)
+    checkpoint.save(folder / "step-5", 5, engine, head, {"identity": {"model": "a"}})
     return head.storage.features, head.checksum(), engine.gallery.state()
 
 
 def read(folder):
     engine, head = parts(seed=1 + rank())
-    path = checkpoint.find("latest", folder)
-    checkpoint.verify(path, {"model": "a"}, zero_stage=0)
+    path = checkpoints.find("latest", folder)
+    checkpoint.read_run(path, {"model": "a"}, zero_stage=0)
     checkpoint.load(path, engine, head)
     return head.storage.features, head.checksum(), engine.gallery.state()
 
@@ -73,13 +74,13 @@ def write_class_weights(folder):
     engine, head = class_weights(seed=0)
     head.loss(torch.ones(2, 3, 4, requires_grad=True), np.arange(6 * world_size()).reshape(2, -1) % 7)
     head.step(applied=True, learning_rate=0.1)
-    checkpoint.save(folder, 5, engine, head, {"identity": {}}, keep=2)
+    checkpoint.save(folder / "step-5", 5, engine, head, {"identity": {}})
     return head.weights, head.optimizer.state["velocity"], head.state.settled
 
 
 def read_class_weights(folder):
     engine, head = class_weights(seed=1)
-    checkpoint.load(checkpoint.find("latest", folder), engine, head)
+    checkpoint.load(checkpoints.find("latest", folder), engine, head)
     return head.weights, head.optimizer.state["velocity"], head.state.settled
 
 
@@ -97,24 +98,18 @@ def test_sub_centers_and_the_state_of_a_margin_move_to_another_rank_count(tmp_pa
 def crowded(folder):
     engine, head = parts(seed=0)
     for step in (5, 10, 100):
-        checkpoint.save(folder, step, engine, head, {"identity": {}}, keep=2)
-    (folder / ".step-200.unfinished").mkdir()
-    latest, there = checkpoint.find("latest", folder).name, sorted(path.name for path in folder.glob("step-*"))
-    assert checkpoint.set_newer_aside(folder, 100) == []
-    moved = [path.name for path in checkpoint.set_newer_aside(folder, 10)]
-    return (
-        latest,
-        there,
-        moved,
-        checkpoint.find("latest", folder).name,
-        (folder / "left-step-100" / "run.json").is_file(),
-    )
+        checkpoint.save(folder / f"step-{step}", step, engine, head, {"identity": {}})
+    for name in (".step-200.unfinished", ".step-3.discarded"):
+        (folder / name / "class").mkdir(parents=True)
+    latest = checkpoints.find("latest", folder).name
+    checkpoints.leave_behind(folder, 10)
+    checkpoints.tidy(folder, keep=1)
+    then = checkpoints.find("latest", folder).name
+    return latest, then, sorted(path.name for path in folder.iterdir())
 
 
-def test_latest_is_the_newest_complete_one_and_old_ones_go(tmp_path):
-    ((latest, there, moved, then, kept),) = run_ranks(1, crowded, tmp_path)
-    assert latest == "step-100" and there == ["step-10", "step-100"]
-    assert moved == ["left-step-100"] and then == "step-10" and kept
+def test_latest_is_the_newest_complete_one_and_what_is_too_much_goes(tmp_path):
+    assert run_ranks(1, crowded, tmp_path) == [("step-100", "step-10", ["left-step-100", "step-10"])]
 
 
 def refusals(folder):
@@ -123,7 +118,7 @@ def refusals(folder):
     messages = []
     for identity, stage in (({"model": "b"}, 0), ({"model": "a"}, 2)):
         with pytest.raises(UserError) as caught:
-            checkpoint.verify(path, identity, stage)
+            checkpoint.read_run(path, identity, stage)
         messages.append(str(caught.value))
     (path / "class" / "__0_0.distcp").unlink()
     with pytest.raises(UserError) as caught:
@@ -145,8 +140,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         (b"\xff\xfe{", "is not UTF-8 text"),
         (b"[" * 9999, "nested too deeply"),
         (b"[]", "does not say what is in it"),
-        (b'{"step": 5, "identity": {}, "files": [], "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
-        (b'{"step": "5", "identity": {}, "files": {}, "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
+        (b'{"step": 5, "identity": [], "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
+        (b'{"step": "5", "identity": {}, "zero_stage": 0, "world_size": 1}', "does not say what is in it"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -154,15 +149,15 @@ def test_a_run_json_that_cannot_be_used(tmp_path, content, message):
     if content is not None:
         (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(UserError, match=f"^{tmp_path} is no complete checkpoint: .*run.json.* {message}"):
-        checkpoint.verify(tmp_path, {}, 0)
+        checkpoint.read_run(tmp_path, {}, 0)
 
 
 def different_pools(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(5) + rank(), torch.ones(5, 4))
     with pytest.raises(RuntimeError, match="disagree about the class state"):
-        checkpoint.save(folder, 1, engine, head, {"identity": {}}, keep=2)
-    return list(folder.glob("step-*"))
+        checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}})
+    return list(folder.iterdir())
 
 
 def test_ranks_that_disagree_write_nothing(tmp_path):

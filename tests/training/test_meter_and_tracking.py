@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import socket
 import threading
 from contextlib import contextmanager
@@ -41,6 +42,48 @@ def test_a_resumed_run_drops_the_lines_of_steps_it_will_do_again(tmp_path):
     tracker.log({"step": 6, "loss": float("nan")})
     tracker.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 2}, {"step": 4}, {"step": 6, "loss": None}]
+
+
+def test_a_run_resumed_at_its_end_says_nothing_twice(tmp_path):
+    config = Config(output_dir=str(tmp_path))
+    config.tracking.wandb = "disabled"
+    lines = [{"step": 4, "loss": 1.0}, {"step": 4, "accuracy": 0.5}]
+    damaged = '{"step": 3, "lo\0\0\n[]\n\0\0\n{"loss": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(damaged + "".join(json.dumps(line) + "\n" for line in lines))
+    tracker = Tracker(config, start_step=4, steps=4)
+    tracker.log({"step": 4, "accuracy": 0.5})
+    tracker.log({"step": 5, "accuracy": 0.5})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [*lines, {"step": 5, "accuracy": 0.5}]
+
+
+def test_lines_that_cannot_be_written_are_written_later(tmp_path, capsys):
+    config = Config(output_dir=str(tmp_path))
+    config.tracking.wandb = "disabled"
+    tracker, path = Tracker(config, 0, 9), tmp_path / "metrics.jsonl"
+    tracker.log({"step": 1})
+    path.rename(tmp_path / "kept")
+    path.symlink_to("/dev/full")
+    tracker.log({"step": 2})
+    tracker.log({"step": 3})
+    path.unlink()
+    (tmp_path / "kept").rename(path)
+    tracker.log({"step": 4})
+    assert read_metrics(path) == [{"step": step} for step in (1, 2, 3, 4)]
+    assert capsys.readouterr().out.count(f"{path} cannot be written: No space left on device") == 1
+
+
+def test_half_a_line_is_taken_back(tmp_path):
+    config = Config(output_dir=str(tmp_path))
+    config.tracking.wandb = "disabled"
+    tracker, path = Tracker(config, 0, 9), tmp_path / "metrics.jsonl"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tracker.log({"step": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limit[1]))
+    try:
+        tracker.log({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 @pytest.fixture

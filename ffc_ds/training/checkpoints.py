@@ -1,0 +1,87 @@
+"""The folder with the checkpoints of a run: which one to go on from, and what need not be kept."""
+
+import shutil
+from pathlib import Path
+
+from ffc_ds.distributed import rank, together
+from ffc_ds.errors import UserError, shared
+from ffc_ds.progress import say
+from ffc_ds.training.checkpoint import discard
+from ffc_ds.training.manifest import find_damage
+
+
+def find(resume: str | None, folder: Path) -> Path | None:
+    """The undamaged checkpoint that `resume` names: "latest" in `folder`, "auto" (the same, or none), or a path.
+
+    Of those in `folder` the newest that is undamaged; damaged ones that are newer are named damaged-step-N. Raises
+    UserError on all ranks if there is none, if a path leads to a damaged one, or if a run without `resume` would
+    overwrite those in `folder`.
+    """
+    candidates = together(lambda: _candidates(resume, folder))
+    damages = {}
+    for path in candidates:
+        damage = find_damage(path)
+        if damage is None:
+            together(lambda: _set_damaged_aside(damages))
+            return path
+        damages[path] = damage
+    if not damages:
+        return None
+    damaged = [path.resolve() for path in candidates]
+    beside = damaged[0].parent
+    whole = [path.name for _, path in complete(beside) if path not in damaged and find_damage(path) is None]
+    advice = f"Undamaged beside it: {', '.join(whole)}." if whole else f"There is no undamaged one in {beside}."
+    raise shared("\n".join([*damages.values(), advice]))
+
+
+def _candidates(resume: str | None, folder: Path) -> list[Path]:
+    """Newest first."""
+    there = [path for _, path in reversed(complete(folder))]
+    if resume is None and there:
+        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
+    if resume == "latest" and not there:
+        raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
+    if resume in (None, "auto", "latest"):
+        return there
+    if not Path(resume).is_dir():
+        raise UserError(f"--resume {resume}: there is no such folder. It must be a step-N folder of a run, or latest.")
+    return [Path(resume)]
+
+
+def complete(folder: Path) -> list[tuple[int, Path]]:
+    """Step and path of every checkpoint in `folder`, damaged or not."""
+    named = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    return sorted((int(number), path) for number, path in named if number.isdigit())
+
+
+def leave_behind(folder: Path, step: int) -> None:
+    """Rename the checkpoints in `folder` beyond `step`, because the run goes on from there: `latest` must not mean what
+    it leaves behind. All ranks call it; raises UserError on all of them if a name cannot be changed."""
+
+    def of_first_rank():
+        for newer in [path for number, path in complete(folder) if number > step]:
+            say(f"going on from step {step}; what was beyond it is kept as {_set_aside(newer, 'left')}")
+
+    together(lambda: of_first_rank() if rank() == 0 else None)
+
+
+def _set_damaged_aside(damages: dict[Path, str]) -> None:
+    for path, damage in damages.items() if rank() == 0 else ():
+        say(f"warning: {damage} It is kept as {_set_aside(path, 'damaged')}")
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    target = path.with_name(f"{why}-{path.name}")
+    discard(target)
+    try:
+        return path.rename(target)
+    except OSError as error:
+        raise UserError(f"{path} cannot be renamed to {target.name}: {error.strerror}.") from error
+
+
+def tidy(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what an interrupted run left of others. Rank 0 only."""
+    for _, old in complete(folder)[:-keep]:
+        discard(old)
+    for left in [*folder.glob(".step-*.unfinished"), *folder.glob(".*step-*.discarded")]:
+        shutil.rmtree(left, ignore_errors=True)

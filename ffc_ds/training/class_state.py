@@ -1,0 +1,77 @@
+"""The class state and the nets that follow through torch.distributed.checkpoint, which cuts them for other ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from ffc_ds.distributed import rank, together, world_size
+from ffc_ds.errors import UserError
+from ffc_ds.heads.base import Head
+from ffc_ds.training.engine import Engine
+from ffc_ds.training.follower import Follower
+from ffc_ds.training.manifest import Writer
+from ffc_ds.training.state_files import ShardReader, ShardWriter
+
+
+def save_class_state(engine: Engine, head: Head, writer: Writer) -> None:
+    """Write class/ in the folder of `writer`, every rank its part."""
+    dcp.save(_class_state(engine, head), storage_writer=ShardWriter(writer.folder / "class", writer))
+
+
+def load_class_state(engine: Engine, head: Head, folder: Path) -> None:
+    """Take over folder/class. Raises UserError on all ranks if it does not fit or holds more than data."""
+    state, reader = _class_state(engine, head), ShardReader(folder / "class")
+    # Each on all ranks: the library would say at length what it makes of an index that is refused.
+    for action in (reader.read_metadata, lambda: dcp.load(state, storage_reader=reader)):
+        together(lambda action=action: _try(action, folder / "class"))
+
+
+def _try(action: Callable, path: Path) -> None:
+    try:
+        action()
+    except (RuntimeError, ValueError, OSError, EOFError, UnpicklingError, dcp.CheckpointException) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{path} cannot be loaded: {reason[-1] if reason else repr(error)}.") from error
+
+
+def class_state_bytes(engine: Engine, head: Head) -> int:
+    """About how much of what `save_class_state` writes comes from this rank."""
+    tensors = [shard.local for shard in head.shards().values()]
+    if engine.zero_stage == 3 or rank() == 0:
+        tensors += [tensor for follower in engine.followers for tensor in follower.state().values()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
+    """Views of this rank's class state, saved from and loaded into in place."""
+    state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
+    for follower in engine.followers:
+        state |= _follower_state(follower, engine.zero_stage)
+    return state
+
+
+def _follower_state(follower: Follower, zero_stage: int) -> dict[str, torch.Tensor]:
+    """Parameters flat, so that a shard of ZeRO-3 and a whole tensor are the same thing to the checkpoint."""
+    state = {}
+    lengths = {f"average.{name}": getattr(p, "ds_numel", p.numel()) for name, p in follower.module.named_parameters()}
+    for name, value in follower.state().items():
+        if zero_stage == 3 and name in lengths:
+            size = len(value)
+            own = max(0, min(size, lengths[name] - rank() * size))  # ZeRO-3 pads the last shards
+            value = _sharded(value[:own], 0, lengths[name])
+        state[f"{follower.name}.{name}"] = value
+    return state
+
+
+def _sharded(local: torch.Tensor, dim: int, length: int) -> DTensor:
+    # On a mesh of another device it would be a copy: class state may lie in host memory.
+    mesh = init_device_mesh(local.device.type, (world_size(),))
+    shape = list(local.shape)
+    shape[dim] = length
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride)
