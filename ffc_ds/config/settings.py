@@ -151,8 +151,9 @@ class HeadConfig:
     """ffc, drawn: after a step that shows an identity, center <- m * center + (1 - m) * feature, as a unit vector."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
-    gallery_momentum: float = 0.99
-    """ffc: the gallery net follows the probe net by gallery <- m * gallery + (1 - m) * probe, once a step."""
+    gallery_momentum: float = 0.0
+    """ffc: a second net, the gallery, makes the features for the class centers, and follows the probe net by gallery <-
+    m * gallery + (1 - m) * probe, once a step (0.99 in the paper); with 0 the probe net makes them itself."""
     prefill: float = 1.0
     """ffc: share of the identities (lru: at most as many as there are slots) whose centers the gallery net writes
     before training, from one image each."""
@@ -168,8 +169,8 @@ class HeadConfig:
     arc_guard: bool = True
     """arc, combined: keeps falling where the angle with its margin exceeds pi. The released codes let it rise."""
     preset: Literal["none", "f2c"] = "none"
-    """ffc: f2c is the released code: pool lru, group_size 2, no prefill, hide_unfilled, own_rows_only and arc_guard
-    off, loss_terms sum."""
+    """ffc: f2c is the released code: pool lru, group_size 2, gallery_momentum 0.99, no prefill, hide_unfilled,
+    own_rows_only and arc_guard off, loss_terms sum."""
 
 
 def slots_of_pool(pool_size: float, identities: float) -> int:
@@ -312,7 +313,7 @@ class Config:
 
 LOADERS = {"ffc": "instance", "full_fc": "instance", "partial_fc": "instance", "virtual_fc": "id", "metric": "id"}
 F2C = {
-    **{"pool": "lru", "group_size": 2, "prefill": 0.0, "loss_terms": "sum"},
+    **{"pool": "lru", "group_size": 2, "gallery_momentum": 0.99, "prefill": 0.0, "loss_terms": "sum"},
     **{"hide_unfilled": False, "own_rows_only": False, "arc_guard": False},
 }
 

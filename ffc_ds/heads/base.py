@@ -19,8 +19,8 @@ class Shard:
 class Head(ABC):
     """A loss over identities together with the class state it keeps, of which every rank holds a part.
 
-    `wants_gallery`: `loss` needs the features of a gallery net. `prefill_identities`: how many identities `prefill`
-    wants to see once before training.
+    `wants_gallery`: `loss` makes class centers of the features of a gallery net, if there is one.
+    `prefill_identities`: how many identities `prefill` wants to see once before training.
     """
 
     wants_gallery = False
@@ -33,7 +33,7 @@ class Head(ABC):
         """Loss of one micro-batch and its parts, equal on all ranks.
 
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
-        gallery: the same of the gallery net, without gradient, for heads that want one;
+        gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
         identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order.
         The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed takes the mean.
         """

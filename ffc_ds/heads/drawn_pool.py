@@ -1,9 +1,9 @@
-"""FFC with a center for everybody: the pool of a step is drawn, and what is in it was written by the gallery net.
+"""FFC with a center for everybody: the pool of a step is drawn, and what is in it are averages of features.
 
-As in FFC (arXiv 2105.10375) a class center is a feature of the gallery net, and no gradient. As in Partial FC (arXiv
-2010.05222) a step compares its images with their own classes and a random share of the others. The pool of the paper
-knows the latest identities only, so that most images of a long tail find nobody of theirs in it, and negatives are
-those of the last few steps (docs/heads/ffc.md).
+As in FFC (arXiv 2105.10375) a class center is made of features, by the gallery net or the probe net itself, and not by
+a gradient. As in Partial FC (arXiv 2010.05222) a step compares its images with their own classes and a random share of
+the others. The pool of the paper knows the latest identities only, so that most images of a long tail find nobody of
+theirs in it, and negatives are those of the last few steps (docs/heads/ffc.md).
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from ffc_ds.heads.softmax import add_rows
 
 
 class DrawnPool(ClassHead):
-    """A unit vector for each identity, the average of its features by the gallery net: after a step that shows it,
+    """A unit vector for each identity, the average of its features: after a step that shows it,
     center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`.
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
@@ -47,9 +47,13 @@ class DrawnPool(ClassHead):
 
     def loss(self, probe, identities, gallery=None):
         """See `Head.loss`; the two views are one batch."""
-        features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(0, 2)
+        loss, metrics = super().loss(probe, identities)
+        if gallery is None:
+            features = self.micro_batches[-1].features
+        else:
+            features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(0, 2)
         self._seen.append((identities.reshape(-1), features))
-        return super().loss(probe, identities)
+        return loss, metrics
 
     def step(self, applied, learning_rate):
         if applied:

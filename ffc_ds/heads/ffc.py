@@ -52,6 +52,7 @@ class FFC(Head):
         against one that keeps gallery(x). The loss is the mean of both passes and all matrices, or their sum."""
         probes = gather_views(F.normalize(probe.float(), dim=-1))
         with torch.no_grad():
+            gallery = probe if gallery is None else gallery
             features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(1, 2)
         mark = self.index.mark(), self.storage.mark()
         tentative, parts = self._pass(probes[0], identities[0], features[1], identities[1])

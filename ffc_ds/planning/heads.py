@@ -83,21 +83,21 @@ def _ffc(settings, device):
 def _drawn_pool(settings, device):
     """One pass over the sample and the batch's own, as partial_fc, without a gradient of the centers: drawn_pool.py."""
     dim, rows, size = settings.embedding_size, settings.rows, getattr(torch, settings.head_dtype).itemsize
-    own = -(-int(settings.identities) // settings.gpus)
+    own, gallery = -(-int(settings.identities) // settings.gpus), settings.gallery_momentum > 0
     columns = min(math.ceil(settings.slots / settings.gpus), own) + settings.batch_size
     column = rows * cell_bytes(getattr(torch, settings.head_dtype))
     width = min(block_width(column, dim, (settings.workspace_mb << 20) // 4, device), columns)
-    logits = 4 * rows * width + (2 * rows * width if size == 2 else 0)
+    passing = max(32 * columns, 8 * columns + 2 * rows * width * (size == 2))  # row numbers are drawn, or multiplied
     return HeadCost(
         state=size * own * dim,
-        workspace=logits + width * (size * dim + 2 * rows * (size == 2)) + 4 * 8 * columns,
+        workspace=width * (4 * rows + size * dim) + passing,
         # as of class weights, and the gallery's features of all ranks and of this one
-        features=(6 + 4 / settings.gpus) * 4 * rows * dim,
+        features=(5 + 3 / settings.gpus + (1 + 1 / settings.gpus) * gallery) * 4 * rows * dim,
         flops=4 * rows * columns * dim,
-        sent=2 * _gathered(settings, 4 * rows * dim)
+        sent=(1 + gallery) * _gathered(settings, 4 * rows * dim)
         + _reduced(settings, 4 * rows * dim)
         + _reduced(settings, 12 * rows),
-        gallery=True,
+        gallery=gallery,
     )
 
 
@@ -120,7 +120,7 @@ def _lru_pool(settings, device):
         flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
         sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
         host=index_bytes(slots),
-        gallery=True,
+        gallery=settings.gallery_momentum > 0,
         refusal=f"a pool of {slots:,} slots for a view of {rows:,} images" if slots < rows else None,
     )
 

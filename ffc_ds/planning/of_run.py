@@ -40,6 +40,7 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
         "sample_rate": head.sample_rate,
         "group_identities": head.group_identities,
         "sub_centers": head.sub_centers,
+        "gallery_momentum": head.gallery_momentum,
         "pool": head.pool,
         "pool_size": head.pool_size,
         "group_size": head.group_size,

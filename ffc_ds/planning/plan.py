@@ -76,7 +76,7 @@ def remedies(settings: PlanSettings, backbone: Backbone) -> list[str]:
         return make_plan(replace(settings, **changes), backbone).fits
 
     found = []
-    if settings.head == "ffc":
+    if settings.head == "ffc" and settings.pool == "lru":
         view = settings.rows // 2
         slots = _last(lambda n: fits(pool_size=n), view, max(settings.slots, view))
         if slots:
@@ -89,6 +89,7 @@ def remedies(settings: PlanSettings, backbone: Backbone) -> list[str]:
         f"zero_optimization.reduce_bucket_size {backbone.parameters}": {"bucket_size": backbone.parameters},
         "ZeRO stage 2": {"zero": max(2, settings.zero)},
         "--head.name ffc": {"head": "ffc"},
+        "--head.name ffc --head.pool lru": {"head": "ffc", "pool": "lru"},
     }
     found += [text for text, change in changes.items() if fits(**change)]
     if settings.head == "virtual_fc":

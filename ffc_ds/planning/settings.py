@@ -64,6 +64,8 @@ class PlanSettings:
     """head.sample_rate."""
     group_identities: int = 100
     """head.group_identities."""
+    gallery_momentum: float = 0.0
+    """head.gallery_momentum; above 0 there is a second net."""
     pool: Literal["drawn", "lru"] = "drawn"
     """head.pool."""
     pool_size: float = 0.1
@@ -136,12 +138,13 @@ def _positive(name: str, value: float) -> None:
 def _check(settings):
     for entry in fields(settings):
         value = getattr(settings, entry.name)
-        if entry.name not in ("zero", "workers", "average") and type(value) in (int, float):
+        if entry.name not in ("zero", "workers", "average", "gallery_momentum") and type(value) in (int, float):
             _positive(entry.name, value)
     if settings.identities < 2:
         raise UserError(f"--identities is {settings.identities:g}; it must be at least 2.")
-    if not 0 <= settings.average < 1:
-        raise UserError(f"--average is {settings.average}; it must be at least 0 and below 1.")
+    for name in ("average", "gallery_momentum"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise UserError(f"--{name} is {getattr(settings, name)}; it must be at least 0 and below 1.")
     if settings.workers < 0:
         raise UserError(f"--workers is {settings.workers}; it must not be below 0.")
     if settings.sample_rate > 1:

@@ -174,6 +174,14 @@ class Engine:
             self._at_start = False
         return self._engine(images).embeddings
 
+    @torch.no_grad()
+    def gallery_features(self, images: Tensor) -> Tensor:
+        """The same of the gallery net, or of the probe net if that is its own gallery, without gradient."""
+        if self.gallery is not None:
+            return self.gallery.features(images)
+        with torch.compiler.set_stance("force_eager"):  # for one pass over some images
+            return self._engine(images).embeddings
+
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch, scaled and reduced as DeepSpeed does."""
         self._engine.backward(loss)

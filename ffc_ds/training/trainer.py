@@ -68,7 +68,7 @@ class Trainer:
         )
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
-        momentum = config.head.gallery_momentum if self.head.wants_gallery else None
+        momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.optim = for_batch(config.optim, data.batch_size)
         self.meter = Meter(data.batch_size)
@@ -206,7 +206,7 @@ class Trainer:
         self.tracker.say(f"step {done}: verification on {self.pairs.name} {percent(found)}")
 
     def _prefill(self):
-        """One pass of the gallery net over one image each of a share of the identities."""
+        """One pass of the net that makes the centers over one image each of a share of the identities."""
 
         def shown(batches):
             return progress(batches, desc="fill the pool", unit="batches", leave=False, shown=rank() == 0)
@@ -215,7 +215,7 @@ class Trainer:
         wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
         for identities in np.array_split(wanted, -(-len(wanted) // PREFILL_CHUNK)) if len(wanted) else ():
             features = embed(
-                self.engine.gallery.features,
+                self.engine.gallery_features,
                 self.faces,
                 self.index.images[self.index.offsets[identities]],
                 self.config.model.image_size,

@@ -42,7 +42,7 @@ def filling():
 
 
 @functools.cache
-def by_definition(accumulation):
+def by_definition(accumulation, of_probe=False):
     """Losses, gradients of the features and the centers at the end, in float64."""
     centers = head_of().weights.double()
     identities, features = filling()
@@ -60,15 +60,16 @@ def by_definition(accumulation):
             loss = F.cross_entropy(logits, column)
             losses.append(loss.item())
             grads.append(torch.autograd.grad(loss, own)[0])
+        writes = probe if of_probe else gallery
         if step != REFUSED:
             for identity in np.unique(labels):
-                newest = F.normalize(gallery.double(), dim=2)[torch.from_numpy(labels == identity)]
+                newest = F.normalize(writes.double(), dim=2)[torch.from_numpy(labels == identity)]
                 average = MOMENTUM * centers[identity] + (1 - MOMENTUM) * F.normalize(newest.sum(0), dim=0)
                 centers[identity] = F.normalize(average, dim=0)
     return losses, grads, centers
 
 
-def by_ranks(accumulation, **others):
+def by_ranks(accumulation, of_probe=False, **others):
     head = head_of(accumulation, **others)
     assert head.prefill_identities == 45
     head.prefill(*filling())
@@ -78,17 +79,17 @@ def by_ranks(accumulation, **others):
             part = len(micro) // world_size()
             mine = micro[rank() * part : (rank() + 1) * part]
             own = probe[:, mine].clone().requires_grad_()
-            loss, _ = head.loss(own, labels[:, micro], 7 * gallery[:, mine])  # of any length
+            loss, _ = head.loss(own, labels[:, micro], None if of_probe else 7 * gallery[:, mine])  # of any length
             losses.append(loss.item())
             grads.append(torch.autograd.grad(loss, own)[0] / world_size())
         head.step(applied=step != REFUSED, learning_rate=0.1)
     return losses, grads, head.weights
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 2)])
-def test_sharded_is_dense(world, accumulation):
-    found = run_ranks(world, by_ranks, accumulation)
-    losses, grads, centers = by_definition(accumulation)
+@pytest.mark.parametrize(("world", "accumulation", "of_probe"), [(1, 1, True), (2, 1, False), (3, 2, True)])
+def test_sharded_is_dense(world, accumulation, of_probe):
+    found = run_ranks(world, by_ranks, accumulation, of_probe)
+    losses, grads, centers = by_definition(accumulation, of_probe)
     for of_rank in found:
         torch.testing.assert_close(of_rank[0], losses, rtol=1e-5, atol=1e-5)
     for number, expected in enumerate(grads):

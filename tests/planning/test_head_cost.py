@@ -19,6 +19,7 @@ from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 BASE = PlanSettings(20_000, 1e5, 1, batch_size=512, embedding_size=128, workspace_mb=16, head="full_fc")
+LRU = {"head": "ffc", "pool": "lru", "pool_size": 10_000, "gallery_momentum": 0.99}
 CASES = {
     "full_fc": {},
     "full_fc, logits kept": {"workspace_mb": 64},
@@ -29,10 +30,13 @@ CASES = {
     "full_fc, sub-centers, logits kept": {"sub_centers": 2, "identities": 10_000, "workspace_mb": 64},
     "partial_fc": {"head": "partial_fc", "identities": 200_000, "sample_rate": 0.5},
     "virtual_fc": {"head": "virtual_fc", "group_identities": 2, "identities": 40_000},
-    "ffc": {"head": "ffc", "pool_size": 10_000},
-    "ffc, one feature": {"head": "ffc", "pool_size": 10_000, "group_size": 1},
-    "ffc, bfloat16": {"head": "ffc", "pool_size": 10_000, "head_dtype": "bfloat16"},
-    "ffc, all pooled": {"head": "ffc", "pool_size": 20_000},
+    "ffc": {"head": "ffc", "identities": 200_000, "pool_size": 0.5},
+    "ffc, gallery": {"head": "ffc", "identities": 200_000, "pool_size": 0.5, "gallery_momentum": 0.99},
+    "ffc, bfloat16": {"head": "ffc", "identities": 200_000, "pool_size": 0.5, "head_dtype": "bfloat16"},
+    "ffc, lru": LRU,
+    "ffc, lru, one feature": LRU | {"group_size": 1},
+    "ffc, lru, bfloat16": LRU | {"head_dtype": "bfloat16"},
+    "ffc, lru, all pooled": LRU | {"pool_size": 20_000},
 }
 
 
@@ -48,6 +52,8 @@ def build(settings, device=CPU):
         sub_centers=settings.sub_centers,
         sample_rate=settings.sample_rate,
         group_identities=settings.group_identities,
+        gallery_momentum=settings.gallery_momentum,
+        pool=settings.pool,
         pool_size=settings.pool_size,
         group_size=settings.group_size,
         hide_unfilled=False,
@@ -68,7 +74,7 @@ def batch(settings, seed=0):
 
 
 def step(head, probe, labels, gallery):
-    loss, _ = head.loss(probe, labels, gallery if head.wants_gallery else None)
+    loss, _ = head.loss(probe, labels, gallery if head.wants_gallery and head.config.gallery_momentum else None)
     loss.backward()
     head.step(True, 0.1)
 
@@ -122,7 +128,7 @@ def sent_by_a_rank(cases):
 
 
 def test_sent():
-    cases = ["full_fc", "partial_fc", "ffc", "ffc, one feature"]
+    cases = ["full_fc", "partial_fc", "ffc", "ffc, gallery", "ffc, lru", "ffc, lru, one feature"]
     planned = [head_cost(replace(BASE, gpus=2, **CASES[case]), CPU).sent for case in cases]
     for sent in run_ranks(2, sent_by_a_rank, cases):
         assert sent == pytest.approx(planned, rel=0.005)

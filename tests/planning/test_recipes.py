@@ -31,7 +31,7 @@ def test_a_recipe_fits_eight_gpus_with_each_head(name, head):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete_but_for_the_data_and_suits_the_head(name):
-    for head, loader in {"full_fc": "instance", "partial_fc": "instance", "ffc": "dual"}.items():
+    for head, loader in {"full_fc": "instance", "partial_fc": "instance", "ffc": "instance"}.items():
         assert parse_config(["--config", recipe(name), "--head.name", head]).loader == loader
     published = (ROOT / "launch" / "recipes" / f"{name}.yaml").read_text().partition("output_dir")[0]
     assert "IJB-C TAR" in published and f"{RECIPES[name][0]:,} people" in published
@@ -42,7 +42,7 @@ def test_a_run_is_planned_from_its_own_settings(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(
         "data: {batch_size: 128, workers: 3}\nmodel: {name: vit, image_size: 32, overrides: {hidden_size: 64}}\n"
-        "head: {name: full_fc, dtype: bfloat16, keep_centers: true}\ntrain: {accumulation: 2, average: 0.99}\n"
+        "head: {name: full_fc, dtype: bfloat16, pool: lru}\ntrain: {accumulation: 2, average: 0.99}\n"
         "class_optim: {name: adamw, memory: host}\n"
     )
     arguments = ["--identities", "1e5", "--images", "1e6", "--gpus=4", f"--config={file}", "--head.name", "ffc"]
@@ -51,7 +51,7 @@ def test_a_run_is_planned_from_its_own_settings(tmp_path):
         *(1e5, 1e6, 4),
         **{"head": "ffc", "backbone": "vit", "image_size": 32, "embedding_size": 64, "overrides": {"hidden_size": 64}},
         **{"batch_size": 16, "zero": 3, "dtype": "fp32", "bucket_size": 50_000_000, "average": 0.99, "workers": 3},
-        **{"head_dtype": "bfloat16", "keep_centers": True, "class_optimizer": "adamw", "class_memory": "host"},
+        **{"head_dtype": "bfloat16", "pool": "lru", "class_optimizer": "adamw", "class_memory": "host"},
     )
     assert found == expected
     assert parse_settings([*arguments, "--head", "metric", "--batch-size", "2", "--zero=1"]) == replace(

@@ -10,7 +10,7 @@ from ffc_ds.planning.plan import make_plan, remedies
 from ffc_ds.planning.settings import PlanSettings
 
 NET = Backbone(65_000_000, 24e9, (0.0, 56e6), (0.0, 55e6), (0.0, 5e6))
-LARGE = PlanSettings(100e6, 1e9, 8, gpu_memory=40, head="ffc", pool_size=0.9)
+LARGE = PlanSettings(100e6, 1e9, 8, gpu_memory=40, head="ffc", pool="lru", pool_size=0.9)
 
 
 def advised(settings, pattern):
@@ -25,6 +25,12 @@ def fits(settings, **changes):
 def test_largest_pool():
     slots = advised(LARGE, r"head.pool_size (\d+)")
     assert fits(LARGE, pool_size=slots) and not fits(LARGE, pool_size=slots + 1)
+
+
+def test_a_pool_of_the_latest_for_centers_that_do_not_fit():
+    settings = replace(LARGE, pool="drawn", pool_size=0.01, gpu_memory=20)
+    assert not fits(settings) and fits(settings, pool="lru")
+    assert "--head.name ffc --head.pool lru" in remedies(settings, NET)
 
 
 def test_fewest_gpus():

@@ -67,7 +67,8 @@ def test_pool_and_gallery_move_to_another_rank_count(tmp_path, writers, readers)
 def class_weights(seed):
     """Two weights a class, 7 classes: shards of uneven numbers of classes, none of which cuts a class in two."""
     config = HeadConfig("full_fc", margin="adaface", sub_centers=2)
-    return SilentEngine(gallery=None, zero_stage=0, device=CPU), FullFC(config, ClassOptimConfig(), 7, 4, CPU, seed)
+    head = FullFC(config, ClassOptimConfig(), 7, 4, CPU, seed)
+    return SilentEngine(gallery=None, followers=[], zero_stage=0, device=CPU), head
 
 
 def write_class_weights(folder):
