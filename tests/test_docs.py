@@ -10,7 +10,7 @@ from tests.scripts import script
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"launch/(\w+)\.py\s+(.*)")
-PLACEHOLDER = re.compile(r" \[.*?\]| \.\.\.")  # [what may be left out], ...
+PLACEHOLDER = re.compile(r" \[[a-zA-Z-].*?\]| \.\.\.")  # [what may be left out], ...
 
 
 def commands():

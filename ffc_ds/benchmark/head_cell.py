@@ -21,12 +21,13 @@ AT_ONCE = 1 << 16  # identities put into a pool
 PROCESS = 1 << 30  # bytes of a process beside class state and floor: libraries and workspace
 # Class state in tensors of all class weights, or of one feature a slot: weights and momentum, to which autograd and
 # torch's SGD add more than five (measured), or the features of a slot.
-TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "ffc": HeadConfig.group_size, "plain": 7.5}
+TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "ffc": 1, "ffc_lru": HeadConfig.group_size, "plain": 7.5}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """head: "plain" or a name of HeadConfig; dtype and pool_size (ffc) as there; device: "cpu" or "cuda"."""
+    """head: "plain", a name of HeadConfig, or "ffc_lru" (head.pool lru); dtype and pool_size (ffc) as there; device:
+    "cpu" or "cuda"."""
 
     head: str
     identities: int
@@ -37,17 +38,26 @@ class Cell:
 
     @property
     def name(self) -> str:
-        pool = f"-pool{self.pool_size:g}" if self.head == "ffc" else ""
+        pool = f"-pool{self.pool_size:g}" if self.is_ffc else ""
         return f"{self.head}{pool}-{self.identities}-ranks{self.ranks}-{self.dtype}-{self.device}"
 
     @property
+    def is_ffc(self) -> bool:
+        return self.head in ("ffc", "ffc_lru")
+
+    @property
+    def lru(self) -> bool:
+        return self.head == "ffc_lru"
+
+    @property
     def config(self) -> HeadConfig:
-        return HeadConfig(self.head, dtype=self.dtype, pool_size=self.pool_size)
+        pool = {"pool": "lru" if self.lru else "drawn", "pool_size": self.pool_size}
+        return HeadConfig("ffc" if self.is_ffc else self.head, dtype=self.dtype, **pool)
 
     @property
     def columns(self) -> int:
         """What a step compares with, on all ranks."""
-        if self.head == "ffc":
+        if self.is_ffc:
             return slots_of_pool(self.pool_size, self.identities)
         if self.head == "partial_fc":
             return max(1, round(HeadConfig.sample_rate * self.identities))
@@ -55,12 +65,12 @@ class Cell:
 
     @property
     def batch(self) -> int:
-        """Rows of a rank that are compared at once: both views of 32, or one of the views of 128 of ffc."""
-        return 128 if self.head == "ffc" else 64
+        """Rows of a rank that are compared at once: both views of 32, or one of the views of 128 of ffc_lru."""
+        return 128 if self.lru else 64
 
     @property
     def view_rows(self) -> int:
-        return self.batch if self.head == "ffc" else self.batch // 2
+        return self.batch if self.lru else self.batch // 2
 
     @property
     def images(self) -> int:
@@ -71,11 +81,11 @@ class Cell:
 def refuse(cell: Cell, device: torch.device) -> None:
     """Raise UserError for a cell that has fewer columns than a batch may need, or is too large for the memory."""
     rows = cell.batch * cell.ranks
-    if cell.head in ("ffc", "virtual_fc") and cell.columns < rows:
+    if cell.head in ("ffc_lru", "virtual_fc") and cell.columns < rows:
         raise UserError(f"a batch may need {rows} columns")
-    kept = cell.identities if cell.head == "partial_fc" else cell.columns
+    kept = cell.identities if cell.head in ("partial_fc", "ffc") else cell.columns
     numbers = TENSORS[cell.head] * kept * DIM
-    numbers += cell.columns * (rows if cell.head == "ffc" else rows + DIM)  # the floor's logits and weight gradient
+    numbers += cell.columns * (rows if cell.is_ffc else rows + DIM)  # the floor's logits and weight gradient
     needed = numbers * getattr(torch, cell.dtype).itemsize // cell.ranks + PROCESS
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // cell.ranks
@@ -92,24 +102,24 @@ def head_of(cell: Cell, device: torch.device) -> Head:
     head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, batches, device, seed=0)
     for shard in head.shards().values():
         shard.local.mul_(1)  # the system gives memory to zeros only when they are written
-    for start in range(0, cell.columns if cell.head == "ffc" else 0, AT_ONCE):
+    for start in range(0, cell.columns if cell.lru else 0, AT_ONCE):
         chosen = permute(np.arange(start, min(start + AT_ONCE, cell.columns)), cell.identities, key=0)
         head.prefill(chosen, _unit_features((len(chosen),), start, device))
     return head
 
 
 def batch_of(cell: Cell, number: int, device: torch.device):
-    """Arguments of `Head.loss`. For ffc two thirds of the rows show the same identities in both views, as in the dual
-    loader's batches."""
+    """Arguments of `Head.loss`. For ffc_lru two thirds of the rows show the same identities in both views, as in the
+    dual loader's batches."""
     shape = (2, cell.view_rows * cell.ranks)
     identities = np.random.default_rng(number).integers(0, cell.identities, shape)
     probe, gallery = (
         _unit_features((2, cell.view_rows), (2 * number + net) * cell.ranks + rank(), device) for net in (0, 1)
     )
-    if cell.head == "ffc":
+    if cell.lru:
         shared = 2 * shape[1] // 3
         identities[1, :shared] = identities[0, :shared]
-    return probe.requires_grad_(), identities, gallery
+    return probe.requires_grad_(), identities, gallery if cell.lru else None
 
 
 def _unit_features(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
@@ -120,16 +130,16 @@ def _unit_features(shape: tuple[int, ...], seed: int, device: torch.device) -> t
 def floor_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]:
     """The matrix products that this rank cannot do without, on the head's own class state, nothing else."""
     shards = head.shards()
-    weights = shards["pool"].local[0] if cell.head == "ffc" else shards["weights"].local
+    weights = shards["pool"].local[0] if cell.lru else shards["weights"].local
     weights = weights[: -(-cell.columns // world_size())]
     features = _unit_features((cell.batch * cell.ranks,), 0, device).to(weights.dtype)
     logits = weights.new_empty(len(features), len(weights))
     pull = torch.empty_like(features)
-    trained = cell.head != "ffc"
+    trained = not cell.is_ffc
     grad = torch.empty_like(weights) if trained else None
 
     def products():
-        for _ in range(1 if trained else 2):
+        for _ in range(2 if cell.lru else 1):
             torch.mm(features, weights.T, out=logits)
             torch.mm(logits, weights, out=pull)
         if trained:

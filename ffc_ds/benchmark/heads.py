@@ -16,9 +16,10 @@ from ffc_ds.evaluation.figures import DPI
 
 COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms", "floor, ms", "ratio"]
 COLUMNS += ["peak, GiB", "of the head, GiB"]
-HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc")
+HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc", "ffc_lru")
 ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
-features of 512 numbers and random labels: 64 rows a rank (`ffc`: two views of 128, K = 3, the pool full). The floor is
+features of 512 numbers and random labels: 64 rows a rank (`ffc_lru`, which is `ffc` with `head.pool lru`: two views of
+128, K = 3, the pool full). The floor is
 the matrix products that the same step cannot do without, measured in turn with it. Times are medians over the
 repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
 steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd.
@@ -50,7 +51,8 @@ def run_heads(
     Args:
         sizes: Numbers of identities.
         ranks: Numbers of processes; on GPUs at most as many as there are, on a CPU they share its cores.
-        heads: Some of plain, full_fc, partial_fc, virtual_fc, ffc; plain is measured on one rank only.
+        heads: Some of plain, full_fc, partial_fc, virtual_fc, ffc, and ffc_lru (head.pool lru); plain is measured on
+            one rank only.
         pools: Pool sizes of ffc: up to 1 a share of the identities, above it a number of slots.
         dtype: Type of the class state and of the products with it: float32 or bfloat16.
         device: cpu, cuda, or auto for a GPU if there is one.
@@ -92,7 +94,7 @@ def _cells(sizes, ranks, heads, pools, dtype, device) -> list[Cell]:
     for size, world, head in product(sorted(sizes), ranks, heads):
         if head == "plain" and world > 1 or device == "cuda" and world > torch.cuda.device_count():
             continue
-        fitting = [pool for pool in pools if pool <= size] if head == "ffc" else [0.0]
+        fitting = [pool for pool in pools if pool <= size] if head.startswith("ffc") else [0.0]
         cells += [Cell(head, round(size), world, dtype, device, pool) for pool in fitting]
     return cells
 
@@ -124,10 +126,10 @@ def _row(cell: dict) -> list[str]:
 
 
 def _system(cell: dict) -> str:
-    if cell["head"] != "ffc":
-        return cell["head"]
-    pool = cell["pool_size"]
-    return f"ffc, pool {100 * pool:g} %" if pool <= 1 else f"ffc, pool {pool:,.0f}"
+    head, pool = cell["head"], cell["pool_size"]
+    if not head.startswith("ffc"):
+        return head
+    return f"{head}, pool {100 * pool:g} %" if pool <= 1 else f"{head}, pool {pool:,.0f}"
 
 
 def draw_cost(panels: dict[str, list[dict]], path: Path) -> None:

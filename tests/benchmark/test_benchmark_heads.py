@@ -17,12 +17,12 @@ from ffc_ds.heads.full_fc import FullFC
 from launch.benchmark import main
 
 CPU = torch.device("cpu")
-COLUMNS = {"plain": 1501, "full_fc": 1501, "partial_fc": 150, "virtual_fc": 65, "ffc": 300}
+COLUMNS = {"plain": 1501, "full_fc": 1501, "partial_fc": 150, "virtual_fc": 65, "ffc": 300, "ffc_lru": 300}
 
 
 def cell(head, ranks=1, **more):
-    identities = {"virtual_fc": 6401, "ffc": 3000}.get(head, 1501)
-    about = {"dtype": "float32", "device": "cpu", "pool_size": 0.1 if head == "ffc" else 0.0}
+    identities = {"virtual_fc": 6401, "ffc": 3000, "ffc_lru": 3000}.get(head, 1501)
+    about = {"dtype": "float32", "device": "cpu", "pool_size": 0.1 if head.startswith("ffc") else 0.0}
     return Cell(head, identities, ranks, **(about | more))
 
 
@@ -61,20 +61,21 @@ def test_the_floor_is_the_products_with_the_heads_own_columns(head, monkeypatch)
     floor = floor_of(cell(head), there, CPU)
     monkeypatch.setattr(torch, "mm", lambda a, b, out: products.append((a, b)) or mm(a, b, out=out))
     floor()
-    rows, columns = (128 if head == "ffc" else 64), COLUMNS[head]
+    rows, columns = (128 if head == "ffc_lru" else 64), COLUMNS[head]
     forward, backward, weight = (
         ((rows, DIM), (DIM, columns)),
         ((rows, columns), (columns, DIM)),
         ((columns, rows), (rows, DIM)),
     )
-    expected = [forward, backward, forward, backward] if head == "ffc" else [forward, backward, weight]
+    kinds = {"ffc": [forward, backward], "ffc_lru": [forward, backward, forward, backward]}
+    expected = kinds.get(head, [forward, backward, weight])
     assert [tuple(tuple(matrix.shape) for matrix in pair) for pair in products] == expected
     (state,) = [shard.local for name, shard in there.shards().items() if name in ("weights", "pool")]
     assert products[0][1].data_ptr() == state.data_ptr()
 
 
 def test_the_pool_is_full_and_batches_are_those_of_a_dual_loader():
-    ffc = cell("ffc")
+    ffc = cell("ffc_lru")
     head = head_of(ffc, CPU)
     assert head.index.used == head.capacity == 300
     assert (head.storage.features[0].norm(dim=1) > 0.99).all()
@@ -97,8 +98,8 @@ def test_what_does_not_fit_is_not_tried():
     with pytest.raises(UserError, match=r"needs [\d,.]+ GiB"):
         refuse(Cell("full_fc", 10**12, 2, "float32", "cpu"), CPU)
     with pytest.raises(UserError, match="may need 128 columns"):
-        refuse(Cell("ffc", 10**8, 1, "float32", "cpu", 100), CPU)
-    refuse(Cell("ffc", 10**8, 1, "float32", "cpu", 128), CPU)
+        refuse(Cell("ffc_lru", 10**8, 1, "float32", "cpu", 100), CPU)
+    refuse(Cell("ffc_lru", 10**8, 1, "float32", "cpu", 128), CPU)
 
 
 def test_the_command_keeps_cells_and_goes_on_from_them(tmp_path, monkeypatch, capsys):
