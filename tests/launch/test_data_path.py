@@ -57,7 +57,7 @@ def test_damaged_images_are_counted_and_named_once(run):
     assert done.stdout.count(f"{index.identities - kept.identities} of {index.identities} identities left out") == 1
 
     # rows of the second set follow those of the first
-    shown = [Sampler(kept, 24).plan(step).images - (len(faces) - 45) for step in range(STEPS)]
+    shown = [Sampler(kept, 24, "instance").plan(step).images - (len(faces) - 45) for step in range(STEPS)]
     expected = np.cumsum([np.isin(images, damaged).sum() for images in shown])
     found = [line["replaced_images"] for line in metrics(folder / "run") if "loss" in line]
     assert found == expected.tolist() and found[-1] > 0

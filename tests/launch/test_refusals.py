@@ -80,7 +80,15 @@ def test_more_shared_memory_than_there_is(tmp_path):
 
 
 def test_pool_smaller_than_a_global_view(tmp_path):
-    refused("--head.pool_size", "11", "--output_dir", str(tmp_path / "run"), mentions=["pool of 11 slots", "12"])
+    refused(
+        "--head.pool",
+        "lru",
+        "--head.pool_size",
+        "11",
+        "--output_dir",
+        str(tmp_path / "run"),
+        mentions=["pool of 11 slots", "12"],
+    )
 
 
 def test_missing_checkpoint(tmp_path):

@@ -29,7 +29,14 @@ from tests.umask import more_private_than_the_umask
 
 STEPS = 10
 FAST_GALLERY = ("--head.gallery_momentum", "0.5", "--optim.lr", "0.02")  # so that a gallery that stands still shows
-FAST_GALLERY += ("--data.crop", "0.2", "--data.erase", "0.5")  # the same on any number of ranks, and after a kill
+FAST_GALLERY += (
+    "--head.pool",
+    "lru",
+    "--data.crop",
+    "0.2",
+    "--data.erase",
+    "0.5",
+)  # the same on any number of ranks, and after a kill
 CASES = {"zero2 on 2": (2, 2), "zero2 on 1": (1, 2), "zero2 on 3": (3, 2)} | {
     f"zero{stage} on 2": (2, stage) for stage in (0, 1, 3)
 }

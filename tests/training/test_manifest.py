@@ -27,7 +27,7 @@ BLOCK = 512
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    train_tiny(2, folder, "--train.steps", "1", "--deepspeed", "ds_configs/zero2.json")
+    train_tiny(2, folder, "--head.pool", "lru", "--train.steps", "1", "--deepspeed", "ds_configs/zero2.json")
     return folder / "checkpoints" / "step-1"
 
 

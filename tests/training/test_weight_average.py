@@ -112,7 +112,16 @@ def test_every_zero_stage_averages_verifies_and_hands_on_the_same():
 
 def test_a_run_hands_its_average_on_and_an_interrupted_one_the_same(tmp_path):
     settings = ("--train.average", "0.9", "--train.steps", "4", "--train.checkpoint_every", "2", "--optim.lr", "0.5")
-    settings += ("--deepspeed", "ds_configs/zero3.json", "--data.crop", "0.2", "--data.erase", "0.5")
+    settings += (
+        "--deepspeed",
+        "ds_configs/zero3.json",
+        "--head.gallery_momentum",
+        "0.9",
+        "--data.crop",
+        "0.2",
+        "--data.erase",
+        "0.5",
+    )
     train_tiny(2, tmp_path / "whole", *settings)
     middle = tmp_path / "whole" / "checkpoints" / "step-2"
     train_tiny(2, tmp_path / "resumed", *settings, "--resume", str(middle))
