@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import all_reduce, rank, world_size
-from ffc_ds.heads.ffc import FFC
 from ffc_ds.heads.full_fc import FullFC
+from ffc_ds.heads.lru_pool import LRUPool
 from tests.ranks import run_ranks
 
 FOLDER = os.environ.get("GOLDEN_DIR")
@@ -49,7 +49,7 @@ def replay_head(trace):
         arc_guard=False,
         loss_terms="sum",
     )
-    head = FFC(config, meta["queue_size"], meta["feat_dim"], torch.device("cpu"))
+    head = LRUPool(config, meta["queue_size"], meta["feat_dim"], torch.device("cpu"))
     assert head.settings.hard_negatives == meta["hard_neg"]
     assert getattr(head.settings.margin, "mask", meta["mask_svfc"]) == meta["mask_svfc"]
     head.storage.features.copy_(torch.from_numpy(trace["queue_init"]))

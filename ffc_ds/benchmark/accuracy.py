@@ -1,6 +1,7 @@
 """Comparison of systems by the accuracy that the same budget of training reaches, over several seeds."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -48,28 +49,44 @@ def run_accuracy(
     """
     every, experiments = read_recipe(Path(find_file(recipe)))
     name = Path(recipe).stem
-    results = Path(output) / name
-    results.mkdir(parents=True, exist_ok=True)
     # seed by seed within a table, so that it is there early, with few seeds at first
     by_seed = (zip_longest(*each.lines.values()) for each in experiments)
     cells = [cell for cell in dict.fromkeys(cell for table in by_seed for line in table for cell in line) if cell]
+
+    def write():
+        write_tables(name, experiments, Path(output))
+
+    train_cells(cells, every, Path(output) / name, Path(work) / name, ranks, settings, write)
+
+
+def train_cells(
+    cells: list[Cell],
+    every: dict,
+    results: Path,
+    work: Path,
+    ranks: int,
+    settings: tuple[str, ...],
+    write: Callable[[], None],
+) -> None:
+    """Train those of which nothing lies in `results` yet, and `write()` after each and at the end."""
+    results.mkdir(parents=True, exist_ok=True)
     there = {cell: results / f"{cell.name}.json" for cell in cells if (results / f"{cell.name}.json").exists()}
     kept = [json.loads(path.read_text()) for path in there.values()]
     about = {"every": every, "ranks": ranks, "command": this_command()}
-    check_alike([*kept, about], results)
+    _check_alike([*kept, about], results)
     missing = [cell for cell in cells if cell not in there]
     for cell in progress(missing, desc="compare", unit="cells", initial=len(there), total=len(cells)):
-        found = about | train_cell(cell, every, Path(work) / name / cell.name, ranks, settings)
+        found = about | train_cell(cell, every, work / cell.name, ranks, settings)
         kept.append(found)
-        check_alike(kept, results)
+        _check_alike(kept, results)
         aside = results / f"{cell.name}.unfinished"
         aside.write_text(json.dumps(found, indent=1))
         aside.rename(results / f"{cell.name}.json")
-        write_tables(name, experiments, Path(output))
-    write_tables(name, experiments, Path(output))
+        write()
+    write()
 
 
-def check_alike(found: list[dict], folder: Path) -> None:
+def _check_alike(found: list[dict], folder: Path) -> None:
     """Raise UserError unless the cells, as far as they say, are of the same data, budget and number of ranks."""
     for key in ("every", "ranks", "identities", "images", "steps"):
         values = [each[key] for each in found if key in each]

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ffc_ds.benchmark.accuracy import check_alike, read_recipe
-from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
-from ffc_ds.benchmark.training_cell import train_cell
+from ffc_ds.benchmark.accuracy import read_recipe, train_cells
+from ffc_ds.benchmark.pages import how_it_was_made, markdown_table
 from ffc_ds.config.paths import find_file
 from ffc_ds.evaluation.figures import DPI
-from ffc_ds.progress import progress
 
 COLUMNS = ["", "accuracy at the end, %", "images/s", "training, min", "as good as {first} after, min", "speed-up"]
 COLUMNS += ["memory a rank, GiB"]
@@ -27,36 +25,28 @@ def run_race(
 ) -> None:
     """Train heads one after another on the same images, and draw their accuracy against time and images.
 
-    What a head gave lies in OUTPUT/RECIPE/CELL.json as soon as it ends, and an interrupted run goes on from its last
-    checkpoint: the command can be stopped and started at will. It writes OUTPUT/RECIPE.md and a figure.
+    It is kept, and goes on, as `accuracy` does, an interrupted run from its last checkpoint.
 
     Args:
-        recipe: as for `accuracy`, with one experiment; its first line is the head that the others are held against.
-        settings: further ones for all runs, as data.train=PATH; they do not tell cells apart.
+        recipe: as for accuracy, with one experiment; its first line is the head that the others are held against.
+        settings: further ones for all runs.
         ranks: processes of each run.
-        output: folder of the results.
+        output: folder of the results: OUTPUT/RECIPE.md, a figure, and what each head gave.
         work: folder of the runs.
 
     Raises:
-        UserError: a recipe of another form or, with the end of its log, a run that failed.
+        UserError: as for accuracy.
     """
     every, (experiment, *_) = read_recipe(Path(find_file(recipe)))
     name = Path(recipe).stem
-    results = Path(output) / name
-    results.mkdir(parents=True, exist_ok=True)
-    about, found = {"every": every, "ranks": ranks, "command": this_command()}, {}
-    for label, (cell, *_) in progress(experiment.lines.items(), desc="race", unit="heads", total=len(experiment.lines)):
-        path = results / f"{cell.name}.json"
-        if path.exists():
-            found[label] = json.loads(path.read_text())
-            check_alike([*found.values(), about], results)
-        else:
-            found[label] = about | train_cell(cell, every, Path(work) / name / cell.name, ranks, settings)
-            check_alike(list(found.values()), results)
-            aside = path.with_suffix(".unfinished")
-            aside.write_text(json.dumps(found[label], indent=1))
-            aside.rename(path)
+    results, cells = Path(output) / name, {label: cell for label, (cell, *_) in experiment.lines.items()}
+
+    def write():
+        paths = {label: results / f"{cell.name}.json" for label, cell in cells.items()}
+        found = {label: json.loads(path.read_text()) for label, path in paths.items() if path.exists()}
         write_race(name, experiment.title, found, Path(output))
+
+    train_cells(list(cells.values()), every, results, Path(work) / name, ranks, settings, write)
 
 
 def write_race(name: str, title: str, found: dict[str, dict], output: Path) -> None:

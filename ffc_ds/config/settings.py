@@ -126,8 +126,8 @@ class HeadConfig:
     """full_fc, partial_fc: weight vectors of each identity, of which the nearest to an image counts (sub-center ArcFace
     is 3 with head.margin arc)."""
     interclass_filter: float = 0.0
-    """full_fc, partial_fc, virtual_fc: other classes nearer than this cosine are left out of the softmax (they may be
-    the same person under another name); 0 leaves out none."""
+    """All but metric and lru: other classes nearer than this cosine are left out of the softmax (they may be the same
+    person under another name); 0 leaves out none."""
     scale: float | None = None
     """Factor on the cosines before the softmax; by default 32 for ffc, 30 for sphereface and sphereface_r, else 64."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -56,7 +56,7 @@ def _drawn_pool(config, identities, dim, batches, device, seed):
 
 
 def _lru_pool(config, identities, dim, batches, device, seed):
-    from ffc_ds.heads.ffc import FFC
+    from ffc_ds.heads.lru_pool import LRUPool
 
     capacity, rows = slots_of_pool(config.pool_size, identities), batches.rows
 
@@ -71,7 +71,7 @@ def _lru_pool(config, identities, dim, batches, device, seed):
         _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
 
     together(check)
-    return FFC(config, capacity, dim, device, round(config.prefill * identities), seed)
+    return LRUPool(config, capacity, dim, device, round(config.prefill * identities), seed)
 
 
 def _class_weights(config, optim, identities, dim, batches, device, seed):

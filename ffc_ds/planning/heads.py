@@ -102,7 +102,7 @@ def _drawn_pool(settings, device):
 
 
 def _lru_pool(settings, device):
-    """Two passes over half the rows each: see ffc.py and pool_loss.py."""
+    """Two passes over half the rows each: see lru_pool.py and pool_loss.py."""
     dim, size, slots = settings.embedding_size, getattr(torch, settings.head_dtype).itemsize, settings.slots
     rows, own, matrices = settings.rows // 2, -(-slots // settings.gpus), settings.group_size
     column = rows * cell_bytes(getattr(torch, settings.head_dtype))

@@ -1,6 +1,7 @@
 """Compiled nets: whether a run is long enough for them, and the compiling, before the first step and in plain sight."""
 
 import time
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,18 @@ SILENT = 2.0  # seconds
 def is_worth_compiling(backbone: dict, inputs: Tensor, micro_batches: int) -> bool:
     """Whether so many forwards and backwards of a backbone (arguments of `build_backbone`) take long enough, as rank 0
     measures them on `inputs` [n, 3, S, S] while all ranks do; the same on all ranks."""
-    net = build_backbone(**backbone).to(inputs.device, inputs.dtype)
-    seconds = []
-    for _ in range(3):  # the first ones warm up
-        begin = time.perf_counter()
-        _forward_and_backward(net, inputs)
-        if inputs.is_cuda:
-            torch.cuda.synchronize(inputs.device)
-        seconds.append(time.perf_counter() - begin)
-    return broadcast_object(min(seconds) * micro_batches > LONG)
+    with torch.random.fork_rng():
+        net = build_backbone(**backbone).to(inputs.device, inputs.dtype)
+        seconds = inf
+        for _ in range(3):  # the first ones warm up
+            begin = time.perf_counter()
+            _forward_and_backward(net, inputs)
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            seconds = min(seconds, time.perf_counter() - begin)
+            if seconds * micro_batches <= LONG:
+                break
+    return broadcast_object(seconds * micro_batches > LONG)
 
 
 def compile_nets(

@@ -155,9 +155,7 @@ class Engine:
 
     def compile(self, shape: tuple[int, ...], evaluated: tuple[int, ...] | None) -> bool:
         """Compile the nets for training on inputs of `shape` [n, 3, S, S] and verification on those of `evaluated`,
-        before the first step. Returns whether they are now; not under ZeRO-3, which fetches weights between layers."""
-        if self.zero_stage == 3:
-            return False
+        before the first step; not for ZeRO-3. Returns whether they are now."""
         gallery = self.gallery and self.gallery.module
         inputs = self.blank(shape), evaluated and self.blank(evaluated)
         return compile_nets(self.module, gallery, self.trained(), *inputs)

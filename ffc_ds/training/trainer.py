@@ -62,6 +62,7 @@ class Trainer:
         )
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
         rows, dim = self.sampler.rows // self.accumulation, model.embedding_size
+        self.at_once = 2 * rows // world_size()  # images of both views that this rank sees in a micro-batch
         batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
         self.head = build_head(
             config.head, config.class_optim, self.index.identities, dim, batches, self.device, config.seed
@@ -114,7 +115,11 @@ class Trainer:
         """Compile the nets if the settings want it or, by themselves, for a long run; a resumed one is computed as it
         began. Returns whether they are compiled."""
         wanted, size = self.config.train.compile, self.config.model.image_size
-        shape = (2 * self.sampler.rows // (world_size() * self.accumulation), 3, size, size)
+        if self.engine.zero_stage == 3:
+            if wanted == "on" and rank() == 0:
+                say("train.compile on does nothing under ZeRO-3, which fetches weights between the layers")
+            return False
+        shape = (self.at_once, 3, size, size)
         if wanted == "auto" and self.compiled is None:
             micro_batches = self.steps * self.accumulation
             self.compiled = is_worth_compiling(backbone_settings(self.config), self.engine.blank(shape), micro_batches)
@@ -212,6 +217,7 @@ class Trainer:
             return progress(batches, desc="fill the pool", unit="batches", leave=False, shown=rank() == 0)
 
         key = mix(self.config.seed, PREFILL_STREAM)
+        torch.manual_seed(int(mix(key, rank())) >> 1)  # dropout
         wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
         for identities in np.array_split(wanted, -(-len(wanted) // PREFILL_CHUNK)) if len(wanted) else ():
             features = embed(
@@ -219,7 +225,7 @@ class Trainer:
                 self.faces,
                 self.index.images[self.index.offsets[identities]],
                 self.config.model.image_size,
-                2 * self.sampler.rows // (world_size() * self.accumulation),  # as in training, so compiled for it
+                self.at_once,
                 self.device,
                 self.engine.dtype,
                 progress=shown,

@@ -167,3 +167,18 @@ def test_other_heads_loaders_optimizers_and_precisions_run_to_the_end(tmp_path):
     for name in ("softmax", "half"):
         assert np.isfinite(losses(tmp_path / name)).all() and len(losses(tmp_path / name)) == 3
     assert json.loads((tmp_path / "half" / "results.json").read_text())["trained"]["accuracy"] is not None
+
+
+def test_drawn_centers_are_the_same_on_any_ranks_and_zero_stage_and_after_a_resume(tmp_path):
+    """The probe net, sharded or not, makes the first centers and all others, too."""
+    steps = "--train.steps", "4", "--train.checkpoint_every", "2", "--train.keep_checkpoints", "3"
+    train_tiny(2, tmp_path / "zero3", *steps, "--deepspeed", "ds_configs/zero3.json")
+    train_tiny(3, tmp_path / "zero2", *steps, "--deepspeed", "ds_configs/zero2.json")
+    np.testing.assert_allclose(losses(tmp_path / "zero3"), losses(tmp_path / "zero2"), rtol=2e-4)
+    states = [class_state(tmp_path / name / "checkpoints" / "step-4") for name in ("zero3", "zero2")]
+    centers, others = (state["head.weights"] for state in states)
+    np.testing.assert_allclose(centers, others, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, rtol=1e-5)  # everybody has one
+    earlier = str(tmp_path / "zero3" / "checkpoints" / "step-2")
+    train_tiny(2, tmp_path / "again", *steps, "--deepspeed", "ds_configs/zero3.json", "--resume", earlier)
+    assert metrics(tmp_path / "again") == [line for line in metrics(tmp_path / "zero3") if line["step"] > 2]

@@ -10,8 +10,8 @@ from torch import nn
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
-from ffc_ds.heads.ffc import FFC
 from ffc_ds.heads.full_fc import FullFC
+from ffc_ds.heads.lru_pool import LRUPool
 from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.gallery import Gallery
 from tests.ranks import run_ranks
@@ -34,7 +34,7 @@ def parts(seed):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     gallery = Gallery(net, net, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), 0.9)
-    head = FFC(HeadConfig(), 11, 4, CPU)
+    head = LRUPool(HeadConfig(), 11, 4, CPU)
     return SilentEngine(gallery=gallery, followers=[gallery], zero_stage=0, device=CPU), head
 
 

@@ -1,9 +1,11 @@
 """What a margin is: pure functions, values and slopes written out so that no autograd graph is kept."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 SINE_FLOOR = 1e-4  # where a sine divides: at an angle of 0 slopes would be infinite (two views may be one picture)
@@ -23,7 +25,7 @@ class Rows:
     state: Tensor | None = None
 
 
-class Margin:
+class Margin(ABC):
     """How the cosines of a row become what the scale multiplies. What it reads of `Rows` is all that ranks exchange.
 
     changes_negatives: `negatives` is to be called; `bytes_a_cell`: of the memory that it takes for a cell.
@@ -42,29 +44,29 @@ class Margin:
     unit_rows = False
     state: ClassVar[dict[str, float]] = {}
 
+    @abstractmethod
     def target(self, cosine: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Target cosines, [R] or of any shape that ends so -> (value in the logits, its slope by the cosine)."""
-        raise NotImplementedError
 
     def negatives(self, cosine: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Cosines with other classes [R, b], overwritten -> (value in the logits, its slope; None: 1 everywhere)."""
-        raise NotImplementedError
+        return cosine, None
 
     def observed(self, rows: Rows) -> Tensor:
-        """What the state follows, [R]."""
-        raise NotImplementedError
+        """What the state follows, [R]; nothing if there is none."""
+        return torch.empty(0)
 
     def follow(self, state: Tensor, observed: Tensor) -> Tensor:
         """The state float64 [n] after a step with these `observed` rows; the step itself is worked out with it."""
-        raise NotImplementedError
+        return state
 
     def by_norm(self, cosine: Tensor, rows: Rows) -> Tensor:
         """Slope [R] of `target` by the norm, for `trains_norms`."""
-        raise NotImplementedError
+        return torch.zeros_like(cosine)
 
     def regulariser(self, norms: Tensor) -> tuple[Tensor, Tensor]:
         """What each row adds to the loss by its norm, and its slope, [R] each, for `trains_norms`."""
-        raise NotImplementedError
+        return torch.zeros_like(norms), torch.zeros_like(norms)
 
     def draw(self, seed: int, step: int, views: int, columns: range) -> np.ndarray | None:
         """Standard normal float32 [views * len(columns)] for these columns of the views of a step, if it wants any."""

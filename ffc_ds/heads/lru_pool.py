@@ -17,7 +17,7 @@ from ffc_ds.pool.index import PoolIndex, Taken
 from ffc_ds.pool.storage import PoolStorage
 
 
-class FFC(Head):
+class LRUPool(Head):
     """Two passes over one pool with the roles of the views exchanged; only the second leaves its features there."""
 
     wants_gallery = True

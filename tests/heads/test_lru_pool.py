@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import rank, world_size
-from ffc_ds.heads.ffc import FFC
+from ffc_ds.heads.lru_pool import LRUPool
 from tests.ranks import run_ranks
 
 DIM, STEPS, ROWS = 8, 5, 12
@@ -106,7 +106,7 @@ def run_slowly(case):
     settings, capacity, *data = CASES[case]
     slow, losses, grads = SlowFFC(settings, capacity), [], []
     if not settings.hide_unfilled:
-        slow.pool = FFC(settings, capacity, DIM, CPU).storage.features
+        slow.pool = LRUPool(settings, capacity, DIM, CPU).storage.features
     for probe, gallery, identities in batches(*data):
         probe = probe.requires_grad_()
         loss = slow.loss(probe, identities, gallery)
@@ -116,7 +116,7 @@ def run_slowly(case):
 
 
 def run_sharded(settings, capacity, seed, identities, duplicates):
-    head = FFC(settings, capacity, DIM, CPU)
+    head = LRUPool(settings, capacity, DIM, CPU)
     losses, grads = [], []
     part = ROWS // world_size()
     mine = slice(rank() * part, (rank() + 1) * part)
@@ -174,7 +174,7 @@ def test_blocks_of_columns_give_the_same_loss_and_gradient():
     for margin in ("am", "sv"):
         results = []
         for workspace in (1, 64 << 20):
-            head = FFC(settings_of(margin=margin), 2000, DIM, CPU)
+            head = LRUPool(settings_of(margin=margin), 2000, DIM, CPU)
             head.settings = replace(head.settings, workspace_bytes=workspace)
             rng = torch.Generator().manual_seed(3)
             head.prefill(np.arange(1500), torch.randn(1500, DIM, generator=rng))
@@ -187,7 +187,7 @@ def test_blocks_of_columns_give_the_same_loss_and_gradient():
 
 
 def test_a_refused_step_leaves_no_trace():
-    head = FFC(settings_of(), 10, DIM, CPU)
+    head = LRUPool(settings_of(), 10, DIM, CPU)
     data = list(batches(5, 30, True))
     head.loss(data[0][0], data[0][2], data[0][1])
     head.step(applied=True, learning_rate=0.1)
@@ -202,7 +202,7 @@ def test_a_refused_step_leaves_no_trace():
 
 
 def test_one_picture_as_both_views_is_finite_with_arc():
-    head = FFC(settings_of(margin="arc"), 20, DIM, CPU)
+    head = LRUPool(settings_of(margin="arc"), 20, DIM, CPU)
     feature = torch.randn(1, ROWS, DIM).expand(2, -1, -1).clone().requires_grad_()
     loss, _ = head.loss(feature, np.stack([np.arange(ROWS)] * 2), feature.detach())
     (grad,) = torch.autograd.grad(loss, feature)
