@@ -212,7 +212,7 @@ def test_mobilefacenet_has_the_paper_s_size():
         ("iresnet50", {"depth": [2, 2, 2]}, r"depth \[2, 2, 2\]"),
         ("iresnet50", {"depth": "deep"}, "depth.*'deep'"),
         ("iresnet50", {"width": 0}, "width 0"),
-        ("iresnet50", {"width": 1e6}, "not enough memory"),
+        ("iresnet50", {"width": 1e8}, "not enough memory"),
         ("iresnet50", {"dropout": 1.0}, "dropout"),
         ("iresnet50", {"image_size": 8}, "image_size 8"),
         ("mobilefacenet", {"image_size": 15}, "image_size 15"),
