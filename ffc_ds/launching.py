@@ -19,13 +19,16 @@ def run_for_user(main: Callable[[], None], to_go_on: str = "the same command sta
     which it says what `to_go_on`.
 
     Anything else is a defect: traceback and exit code 1, but not before another rank, whose UserError may have been
-    the reason, had time to speak.
+    the reason, had time to speak. A rank that is done leaves at once, too: threads of libraries may abort a process that
+    is taken down in order, and the launcher would call a finished run a failure.
     """
     first = os.environ.get("RANK", "0") == "0"
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     try:
         main()
+        if "WORLD_SIZE" in os.environ:
+            _leave(0)
     except UserError as error:
         if error.shared and not first:
             time.sleep(GRACE)
@@ -62,4 +65,5 @@ def overruled_devices() -> str | None:
 def _leave(code: int) -> None:
     """Leave at once: an orderly teardown would wait for ranks that are no longer there."""
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

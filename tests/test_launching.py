@@ -1,4 +1,4 @@
-"""What DeepSpeed's launcher leaves of the environment, played by processes that bear its name."""
+"""What DeepSpeed's launcher leaves of the environment, played by processes that bear its name; how a rank ends."""
 
 import os
 import subprocess
@@ -37,3 +37,18 @@ def test_visible_devices_that_the_launcher_does_not_heed(tmp_path, name, given, 
     line = [sys.executable, str(tmp_path / name), chosen, "1"]
     done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(said)
+
+
+ABORTS_AT_THE_END = """
+import atexit, os
+from ffc_ds.launching import run_for_user
+atexit.register(os.abort)
+run_for_user(lambda: print("done"))
+"""
+
+
+@pytest.mark.parametrize(("rank", "code"), [({"WORLD_SIZE": "2"}, 0), ({}, -6)])
+def test_a_rank_that_is_done_does_not_fail_while_it_is_taken_down(rank, code):
+    env = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"} | rank
+    done = subprocess.run([sys.executable, "-c", ABORTS_AT_THE_END], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "done\n")
