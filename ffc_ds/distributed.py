@@ -13,6 +13,19 @@ from ffc_ds.errors import UserError, shared
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+_entered = 0
+
+
+def entered() -> int:
+    """How many of the collectives below this rank has come to. A rank that others wait for has come to fewer."""
+    return _entered
+
+
+def _enter() -> None:
+    global _entered
+    _entered += 1
+
+
 def active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -51,6 +64,7 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     """In-place reduction over all ranks, without gradient."""
+    _enter()
     if world_size() > 1:
         dist.all_reduce(tensor, op=op)
     return tensor
@@ -58,6 +72,7 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """[...] of every rank, joined in rank order as [world_size, ...], without gradient."""
+    _enter()
     if world_size() == 1:
         return tensor.unsqueeze(0)
     gathered = tensor.new_empty(world_size() * tensor.numel())
@@ -93,12 +108,14 @@ def gather_views(local: torch.Tensor) -> torch.Tensor:
 
 
 def barrier() -> None:
+    _enter()
     if world_size() > 1:
         dist.barrier()
 
 
 def broadcast_object(value, source: int = 0):
     """The value that rank `source` holds, on every rank."""
+    _enter()
     if world_size() == 1:
         return value
     box = [value]
@@ -113,6 +130,7 @@ def together(action):
         result = action()
     except UserError as error:
         message = str(error)
+    _enter()
     if world_size() > 1:
         messages = [None] * world_size()
         dist.all_gather_object(messages, message)
@@ -134,10 +152,11 @@ def same_everywhere(digest: int, what: str) -> None:
     """Raise RuntimeError on all ranks unless `digest` is the same number on all of them."""
     if world_size() == 1:
         return
+    _enter()
     digests = [None] * world_size()
     dist.all_gather_object(digests, int(digest))
     if len(set(digests)) > 1:
         raise RuntimeError(f"the ranks disagree about {what}: digests {digests}. The run cannot be trusted further.")
 
 
-TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first one downloads or indexes a dataset
+TIMEOUT = datetime.timedelta(hours=2)  # a run of training brings its own
