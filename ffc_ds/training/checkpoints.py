@@ -38,12 +38,12 @@ def find(resume: str | None, folder: Path) -> Path | None:
 def _candidates(resume: str | None, folder: Path) -> list[Path]:
     """Newest first."""
     there = [path for _, path in reversed(complete(folder))]
+    if resume is None and there:
+        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
     goes_on = there if resume in ("auto", "latest") else resume and Path(resume).resolve().parent == folder.resolve()
     if not goes_on and is_finished(folder.parent):
         finished = f"{folder.parent} holds a finished run, which is not overwritten"
         raise UserError(f"{finished}: choose another --output_dir, or move it away.")
-    if resume is None and there:
-        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
     if resume == "latest" and not there:
         raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
     if resume in (None, "auto", "latest"):
