@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections import Counter
 
 import numpy as np
 import torch
@@ -140,23 +141,33 @@ def together(action):
     return result
 
 
+def first_on_host() -> bool:
+    """Whether this is the one rank of its host that does what needs to be done once there."""
+    return not active() or dist.get_node_local_rank(fallback_rank=rank()) == 0
+
+
 def first_rank_first(action):
-    """Like `together`, with one rank of each node ahead of the others, so that they find its caches ready."""
-    leads = not active() or dist.get_node_local_rank(fallback_rank=rank()) == 0
+    """Like `together`, with one rank of each host ahead of the others, so that they find its caches ready."""
+    leads = first_on_host()
     ahead = together(lambda: action() if leads else None)
     behind = together(lambda: None if leads else action())
     return ahead if leads else behind
 
 
 def same_everywhere(digest: int, what: str) -> None:
-    """Raise RuntimeError on all ranks unless `digest` is the same number on all of them."""
+    """Raise UserError on all ranks, naming those that differ, unless `digest` is the same number on all of them."""
     if world_size() == 1:
         return
     _enter()
     digests = [None] * world_size()
     dist.all_gather_object(digests, int(digest))
-    if len(set(digests)) > 1:
-        raise RuntimeError(f"the ranks disagree about {what}: digests {digests}. The run cannot be trusted further.")
+    usual, count = Counter(digests).most_common(1)[0]
+    if count < world_size():
+        others = ", ".join(str(number) for number, each in enumerate(digests) if each != usual)
+        raise shared(
+            f"the ranks disagree about {what}: rank {others} against the others. Memory or a link is at fault, or a "
+            "defect: the run cannot be trusted further, and goes on from its last checkpoint with --resume latest."
+        )
 
 
 TIMEOUT = datetime.timedelta(hours=2)  # a run of training brings its own

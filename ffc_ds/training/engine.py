@@ -40,6 +40,9 @@ if get_accelerator().device_name() == "cpu":
     # Its all-reduce is for inference. It would be compiled for a minute and keep 66 MB of /dev/shm for each rank.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+CHECKED = 8  # parameters, about
+BITS = {2: torch.int16, 4: torch.int32}  # by bytes
+
 
 def init_distributed(timeout: timedelta = TIMEOUT) -> torch.device:
     """Join the processes of the launcher, or stand alone without one. Returns this rank's device.
@@ -211,6 +214,15 @@ class Engine:
         """At fp16's smallest loss scale, too, DeepSpeed shall refuse a step rather than end the run."""
         if hasattr(self._engine.optimizer, "loss_scaler"):
             self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+
+    def checksum(self) -> int:
+        """A number on which all ranks must agree: of some weights of the probe net, where each rank has it whole."""
+        if self.zero_stage == 3:
+            return 0
+        parameters = list(self.module.parameters())
+        some = parameters[:: max(1, len(parameters) // CHECKED)]
+        bits = [each.detach().view(BITS[each.element_size()]).long().sum() for each in some]
+        return int(torch.stack(bits).sum())
 
     @property
     def looks_for_scale(self) -> bool:

@@ -13,14 +13,14 @@ from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, dead_workers_named, make_loader
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import all_reduce, barrier, broadcast_object, host_share, rank, to_device, together, world_size
+from ffc_ds.distributed import all_reduce, barrier, host_share, rank, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint, checkpoints
-from ffc_ds.training.agreement import check_same_settings
+from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
 from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.divergence import Diverged, Divergence
@@ -51,10 +51,10 @@ class Trainer:
         self.watchdog = Watchdog(config.train)
         self.accumulation = config.train.accumulation
         data, model = config.data, config.model
-        check_same_settings(config)
         whole = data.images_per_identity // 2 if config.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
         together(lambda: check_deepspeed_config(config))  # before any data is read
+        check_same_start(config)
         on_this_host = data.batch_size / self.accumulation * host_share()
         together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
         open_shared(self.folder)
@@ -62,7 +62,7 @@ class Trainer:
         self.saver = Saver(self.folder / "checkpoints", config.train)
         start = checkpoints.find(config.resume, self.saver.folder)
         self.faces, self.index, self.pairs = open_training_data(config)
-        self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
+        self.people = agreed_identities(self.index)
         self.sampler = together(
             lambda: Sampler(
                 self.index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity
@@ -217,6 +217,7 @@ class Trainer:
             state |= {"rewinds": self.divergence.rewinds, "replaced_images": self._replaced_images()}
             epoch = self.done * self.sampler.batch_size / len(self.index.images)
             self.tracker.log({"step": self.done, "epoch": epoch} | self.meter.summary() | state)
+            check_same_state(self.engine, self.head, self.done)
         self.divergence.check(last)
         if last or (every and self.done % every == 0):
             self._verify()
@@ -283,6 +284,8 @@ class Trainer:
         run = self._take_over(path)
         self.divergence.load(run["divergence"])
         self.compiled = run["compiled"]
+        if (changed := changes(run["config"], self.config)) and rank() == 0:
+            say(f"going on with other settings than before: {', '.join(changed)}")
         return run["wandb_id"] if self.continued else None
 
     def _take_over(self, path: Path) -> dict:
