@@ -51,14 +51,6 @@ def ours(names) -> list[str]:
     return [name for name in names if name.startswith("head.")]
 
 
-def plant_in_optimizer(step: Path, trace: Path) -> None:
-    """In the part of rank 1 alone."""
-    path = next((step / "engine").glob("*zero_pp_rank_1_*_optim_states.pt"))
-    state = torch.load(path, weights_only=False)
-    state["optimizer_state_dict"]["clip_grad"] = Planted(trace)
-    torch.save(state, path)
-
-
 def seal(step: Path) -> None:
     """Make the manifest that goes with what is there, as a stranger would."""
     (step / MANIFEST).unlink()

@@ -1,6 +1,6 @@
 """Save and load one checkpoint: a folder step-N that has this name only when it is complete and on the disk.
 
-    step-N/engine/         DeepSpeed's own: weights and optimizer state of the probe net
+    step-N/backbone/       safetensors: weights and optimizer state of the probe net, in fp32, for any ranks
     step-N/class/          torch.distributed.checkpoint: the sharded class state, the nets that follow, for any ranks
     step-N/host.npz        class state that is the same on all ranks, such as the index of the pool
     step-N/run.json        where the run stood, and what model and head it is about
@@ -111,7 +111,7 @@ def _agree(writer: Writer, target: Path) -> None:
         raise
 
 
-def read_run(path: Path, identity: dict, zero_stage: int) -> dict:
+def read_run(path: Path, identity: dict) -> dict:
     """The run.json of a checkpoint that is about the same model, head and identities. Raises UserError that names what
     is different."""
     run = _read_run(path)
@@ -119,12 +119,6 @@ def read_run(path: Path, identity: dict, zero_stage: int) -> dict:
         saved, wanted = run["identity"].get(key), identity.get(key)
         if saved != wanted:
             raise UserError(f"{path} is of another run: {key} is {saved} there and {wanted} here.")
-    there, here = (run["zero_stage"], run["world_size"]), (zero_stage, world_size())
-    if there != here and (there[0] or here[0]):
-        raise UserError(
-            f"{path} was written under ZeRO {there[0]} by {there[1]} ranks and cannot go on under ZeRO {here[0]} with "
-            f"{here[1]}: DeepSpeed's optimizer state is cut for the former. Use the same ranks and ds_config."
-        )
     return run
 
 
@@ -133,7 +127,7 @@ def _read_run(path: Path) -> dict:
         run = read_json(path / "run.json")
     except UserError as error:
         raise UserError(f"{path} is no complete checkpoint: {error}") from None
-    kinds = {"step": int, "world_size": int, "zero_stage": int, "identity": dict}
+    kinds = {"step": int, "identity": dict}
     if not isinstance(run, dict) or any(type(run.get(key)) is not kind for key, kind in kinds.items()):
         raise UserError(f"{path} is no complete checkpoint: run.json does not say what is in it. Choose another one.")
     return run

@@ -25,12 +25,12 @@ from ffc_ds.errors import UserError
 from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
+from ffc_ds.training.backbone_state import BackboneState
 from ffc_ds.training.compilation import compile_nets
-from ffc_ds.training.follower import Follower, owned
+from ffc_ds.training.follower import Follower
 from ffc_ds.training.gallery import Gallery
 from ffc_ds.training.manifest import Writer
 from ffc_ds.training.operators import watch_builds
-from ffc_ds.training.state_files import EngineFiles, read_data
 from ffc_ds.training.weight_average import WeightAverage
 
 logger.setLevel(logging.WARNING)
@@ -131,8 +131,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=parameters, optimizer=optimizer, config=settings
             )
-        self._engine.checkpoint_engine = self._files = EngineFiles()
-        self._engine._copy_recovery_script = lambda folder: None  # a checkpoint holds no scripts
+        self._state = BackboneState(self._engine)
         self.module, self.device = self._engine.module, self._engine.device
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
@@ -261,36 +260,17 @@ class Engine:
                 buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
 
     def save(self, writer: Writer) -> None:
-        """Write weights and optimizer state, every rank its part, to engine/ in the folder of `writer`."""
-        self._files.writer = writer
-        self._engine.save_checkpoint(str(writer.folder), tag="engine", save_latest=False)
+        """Write weights and optimizer state of the probe net to the folder of `writer`."""
+        self._state.save(writer)
 
     def state_bytes(self) -> int:
         """About how much of what `save` writes comes from this rank."""
-        optimizer, tensors = self._engine.basic_optimizer, []
-        if self.zero_stage == 3 or rank() == 0:
-            tensors += [owned(parameter) for parameter in self.module.parameters()]
-            tensors += self.module.buffers()
-        if self.zero_stage or rank() == 0:
-            tensors += [value for state in optimizer.state.values() for value in state.values()]
-        if self.zero_stage or self.dtype != torch.float32:  # weights of their own, in fp32
-            tensors += [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        return self._state.bytes()
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote. Raises UserError, on all ranks, if it is not there or does not fit, and for a
-        file that holds more than data."""
-        together(lambda: _look_into(folder / "engine"))  # DeepSpeed's ranks would wait for one that refuses
-        together(lambda: self._load(folder))
-
-    def _load(self, folder: Path) -> None:
-        with _damages(folder / "engine"):
-            path, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        if path is None:
-            raise UserError(f"{folder}/engine is missing or incomplete; choose another checkpoint.")
-        if hasattr(self._engine.optimizer, "clip_grad"):
-            self._engine.optimizer.clip_grad = self._clip  # not that of the checkpoint
-        self._keep_refusing()
+        """Take over what `save` wrote, on any ranks under any ZeRO stage. Raises UserError, on all ranks, if it is not
+        there or does not fit."""
+        self._state.load(folder)
 
     def trained(self) -> nn.Module:
         """The net that is verified and handed on: the average of the weights, if there is one, or the probe net."""
@@ -314,22 +294,6 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, enabled=self.zero_stage == 3):
                 yield name, parameter
-
-
-@contextmanager
-def _damages(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError, AssertionError, KeyError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{path} cannot be loaded: {reason[0] if reason else repr(error)}.") from error
-
-
-def _look_into(folder: Path) -> None:
-    """Raise UserError if a file of this rank's share holds more than data."""
-    for path in sorted(folder.glob("*.pt"))[rank() :: world_size()]:
-        with _damages(path):
-            read_data(path, mmap=True)
 
 
 def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:

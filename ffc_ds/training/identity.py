@@ -39,4 +39,4 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
     if config.head.name in LEARNT:
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
     count = {"identities": index.identities, "images": len(index.images), "people": people}
-    return model | head | data | optim | count | {"seed": config.seed, "dtype": str(engine.dtype)}
+    return model | head | data | optim | count | {"seed": config.seed}

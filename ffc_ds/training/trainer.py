@@ -258,6 +258,7 @@ class Trainer:
         self.engine.average_buffers()
         run = {
             "identity": self._identity(),
+            "dtype": str(self.engine.dtype),
             "divergence": self.divergence.state(),
             "replaced": self._replaced_images(),
             "verified": self.verified,
@@ -286,11 +287,13 @@ class Trainer:
         self.compiled = run["compiled"]
         if (changed := changes(run["config"], self.config)) and rank() == 0:
             say(f"going on with other settings than before: {', '.join(changed)}")
+        if run["dtype"] != (dtype := str(self.engine.dtype)) and rank() == 0:
+            say(f"warning: the steps up to here were computed in {run['dtype']}, those from here on are in {dtype}")
         return run["wandb_id"] if self.continued else None
 
     def _take_over(self, path: Path) -> dict:
         """Go on from a checkpoint. Returns what it says of its run."""
-        run = together(lambda: checkpoint.read_run(path, self._identity(), self.engine.zero_stage))
+        run = together(lambda: checkpoint.read_run(path, self._identity()))
         if run["step"] > self.steps:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)

@@ -114,12 +114,14 @@ def test_killed_and_resumed_equals_uninterrupted(runs, tmp_path):
     assert metrics(tmp_path / "run") == metrics(runs / "zero2 on 2")
 
 
-def test_under_zero_0_a_run_goes_on_on_another_number_of_ranks(runs, tmp_path):
-    earlier = runs / "zero0 on 2" / "checkpoints" / "step-3"
-    steps = ("--train.steps", str(STEPS), "--train.log_every", "2")
-    train_tiny(3, tmp_path, *steps, *FAST_GALLERY, "--deepspeed", "ds_configs/zero0.json", "--resume", str(earlier))
-    np.testing.assert_allclose(losses(tmp_path), losses(runs / "zero0 on 2")[1:], rtol=2e-4)
-    found, expected = (class_state(f / "checkpoints" / f"step-{STEPS}") for f in (tmp_path, runs / "zero0 on 2"))
+def test_a_run_goes_on_on_other_ranks_under_another_zero_stage(runs, tmp_path):
+    earlier = runs / "zero3 on 2" / "checkpoints" / "step-3"
+    settings = ("--train.steps", str(STEPS), "--train.log_every", "2", *FAST_GALLERY)
+    settings += ("--deepspeed", "ds_configs/zero1.json", "--resume", str(earlier))
+    done = train_tiny(3, tmp_path, *settings)
+    assert done.stdout.count("other settings than before: train.checkpoint_every 3 -> ") == 1
+    np.testing.assert_allclose(losses(tmp_path), losses(runs / "zero3 on 2")[1:], rtol=2e-4)
+    found, expected = (class_state(f / "checkpoints" / f"step-{STEPS}") for f in (tmp_path, runs / "zero3 on 2"))
     assert found.keys() == expected.keys()
     for key in ("index.identity", "index.order", "index.position"):
         np.testing.assert_array_equal(found[key], expected[key], err_msg=key)

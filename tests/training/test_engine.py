@@ -7,28 +7,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import all_reduce, rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
-from ffc_ds.training.manifest import Writer
-from ffc_ds.training.state_files import read_data
 from tests.launched import free_port
 from tests.ranks import run_ranks
 from tests.warm import Call, environment, run_warm
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
-ROWS, CLIP = 8, 1e-3
+ROWS, CLIP = 12, 1e-3
 
 
-def engine_for(name, accumulation=1, batch_norm=False):
+def engine_for(name, accumulation=1, batch_norm=False, optimizer="sgd"):
     from ffc_ds.training.engine import Engine
 
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
     config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json"))
     config.data.batch_size, config.train.accumulation = ROWS * accumulation, accumulation
+    config.optim.name = optimizer
     config.optim.lr, config.optim.weight_decay, config.optim.clip = 0.1, 0.0, CLIP
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -109,48 +107,12 @@ def test_gradients_are_those_of_one_process():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
-def saved_and_loaded(name, folder):
-    engine = engine_for(name)
-    engine.backward(loss_of(engine, seed=0) * 1e-2)
-    assert engine.step(0.1)
-    writer = Writer(folder / name)
-    engine.save(writer)
-    assert writer.failure is None
-    other = engine_for(name)
-    for value in other.module.parameters():
-        value.data.zero_()
-    other.load(folder / name)
-    weights, found = engine.weights(), other.weights()
-    same = all(torch.equal(found[key], value) for key, value in weights.items())
-    return same, engine.state_bytes(), sum(size for size, _ in writer.files.values())
-
-
-def saved_and_loaded_by_each(folder):
-    names = ("zero0", "zero1", "zero2", "zero3", "bf16", "offload")
-    return {name: saved_and_loaded(name, folder) for name in names}
-
-
-def test_what_is_saved_is_data_and_its_size_is_foreseen(tmp_path):
-    first, second = run_ranks(2, saved_and_loaded_by_each, tmp_path)
-    for name in first:
-        (same, *of_first), (same_too, *of_second) = first[name], second[name]
-        foreseen, written = map(sum, zip(of_first, of_second, strict=True))
-        assert same and same_too and 0.5 < foreseen / written < 1.2, (name, foreseen, written)
-
-
-def test_the_loss_scale_of_fp16_is_data(tmp_path):
-    torch.save(
-        {"loss_scaler": DynamicLossScaler(2.0**16, 1000, 1, 2, False, dtype=torch.float16)}, tmp_path / "state.pt"
-    )
-    assert read_data(tmp_path / "state.pt")["loss_scaler"].cur_scale == 2**16
-
-
 @pytest.mark.parametrize(
     ("content", "mentions"),
     [
         (None, ["missing.json", "No such file"]),
         ("{", ["not JSON"]),
-        ('{"train_batch_size": 7}', ["train_batch_size is 7", "8", "auto"]),
+        ('{"train_batch_size": 7}', ["train_batch_size is 7", "12", "auto"]),
         ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}', ["0.0001", "optim.lr 0.1"]),
         ('{"optimizer": {"type": "AdamW", "params": {"betas": "auto"}}}', ["optimizer.params.betas", "auto"]),
         ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),

@@ -15,7 +15,7 @@ from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 from ffc_ds.training import checkpoint, checkpoints, manifest
 from ffc_ds.training.manifest import MANIFEST, Writer, find_damage
-from ffc_ds.training.state_files import ShardReader, read_data
+from ffc_ds.training.state_files import ShardReader
 from tests.launched import train_tiny
 from tests.ranks import run_ranks
 from tests.training.test_checkpoint import parts
@@ -58,7 +58,7 @@ DAMAGES = {
 def test_every_damage_to_every_file_is_found_and_named(whole):
     files = [path for path in sorted(whole.rglob("*")) if path.is_file()]
     names = {str(path.relative_to(whole)) for path in files}
-    assert {"engine/mp_rank_00_model_states.pt", "class/.metadata", "class/__1_0.distcp", MANIFEST} < names
+    assert {"backbone/part-1.safetensors", "class/.metadata", "class/__1_0.distcp", MANIFEST} < names
     assert not any(name.endswith(".py") for name in names)
     assert find_damage(whole) is None
     for path in files:
@@ -151,10 +151,6 @@ def test_a_full_disk(tmp_path):
 
 def test_nothing_planted_is_run(whole, tmp_path):
     trace = tmp_path / "trace"
-    torch.save({"module": Planted(trace)}, tmp_path / "state.pt")
-    for mmap in (False, True):
-        with pytest.raises(UserError, match="state.pt is refused: it holds more than data"):
-            read_data(tmp_path / "state.pt", mmap=mmap)
     step = shutil.copytree(whole, tmp_path / "step-1")
     state = {"head.pool": torch.empty(3, 25, 16)}
     for plant, reason in ((plant_in_tensors, "Weights only load failed"), (plant_in_index, "no part of an index")):
