@@ -10,7 +10,7 @@ from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.distributed import rank, together
 from ffc_ds.doctor.case import Case
-from ffc_ds.doctor.finding import Finding
+from ffc_ds.doctor.finding import Finding, amount
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.training.data import open_training_data
 
@@ -18,6 +18,7 @@ IMAGES, AT_ONCE = 256, 32  # of each rank
 SECONDS = 5.0  # for them
 DAMAGED = 0.05  # share of the images that is a problem
 REACHED = 0.5  # of the images/s that bare matrix products would allow, by a good step
+WAITED = 0.2  # of the time that a step computes: more than this is said
 
 
 def measure_data(case: Case) -> dict:
@@ -27,8 +28,9 @@ def measure_data(case: Case) -> dict:
     together(
         lambda: Sampler(index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity)
     )
-    rows = np.random.default_rng([config.seed, rank()]).choice(index.images, min(IMAGES, len(index.images)), False)
-    return {"identities": index.identities, "images": len(index.images)} | _sample(case, faces, rows)
+    draw, number = np.random.default_rng([config.seed, rank()]), len(index.images)
+    rows = index.images[draw.choice(number, min(IMAGES, number), replace=False)]
+    return {"identities": index.identities, "images": number} | _sample(case, faces, rows)
 
 
 def _sample(case: Case, faces, rows: np.ndarray) -> dict:
@@ -40,9 +42,7 @@ def _sample(case: Case, faces, rows: np.ndarray) -> dict:
         begin = time.perf_counter()
         encoded = faces.encoded(part)
         read = time.perf_counter()
-        decode_many(
-            encoded, size, damaged=lambda at, error, part=part: damaged.append((part[at], error)), max_megapixels=most
-        )
+        decode_many(encoded, size, None, lambda at, error, part=part: damaged.append((part[at], error)), most)
         reading, decoding = reading + read - begin, decoding + time.perf_counter() - read
         number, total = number + len(part), total + sum(len(one) for one in encoded if isinstance(one, bytes))
         if reading + decoding > SECONDS:
@@ -61,7 +61,7 @@ def judge_data(case: Case, found: list[dict]) -> Finding:
     rate = min(each["rate"] for each in found)
     measured = (
         f"{found[0]['images']:,} images of {found[0]['identities']:,} identities; of {number}, read at "
-        f"{min(each['read'] for each in found) / 1e6:,.0f} MB/s, a process reads and decodes {rate:,.0f} images/s"
+        f"{amount(min(each['read'] for each in found))}/s, a process reads and decodes {rate:,.0f} images/s"
     )
     if damaged:
         measured = f"{len(damaged)} of {number} images cannot be decoded ({damaged[0]}). {measured}"
@@ -77,21 +77,17 @@ def judge_workers(case: Case, found: list) -> Finding:
     rate, slowest = min(each["rate"] for each in data), min(each[plan.settings.dtype] for each in matrices)
     wanted = REACHED * plan.images_per_second(slowest) / ranks
     cores = min(data[ranks_here[0]]["cores"] / len(ranks_here) for ranks_here in case.ranks_of_hosts().values())
+    brought = min(max(1, workers), cores) * rate
     measured = (
-        f"data.workers {workers} of a rank, of {cores:.3g} cores, bring {max(1, workers) * rate:,.0f} images/s; a rank "
-        f"trains on {wanted:,.0f} or so"
+        f"data.workers {workers} of a rank, of {cores:.3g} cores, bring {brought:,.0f} images/s; a rank trains on "
+        f"{wanted:,.0f} or so"
     )
     needed = math.ceil(wanted / rate)
-    if workers == 0:
-        slower = wanted / rate
-        if slower < 0.2:
-            return Finding("ok", f"{measured}; they take turns, {slower:.0%} of the time is lost")
-        return Finding("warning", f"{measured}, and it does one after the other", f"choose data.workers {needed}")
-    if workers * rate >= wanted and workers < cores:
+    if workers == 0 and wanted < WAITED * rate:
+        return Finding("ok", f"{measured}, between which it waits {wanted / rate:.0%} of the time")
+    if workers and brought >= wanted:
         return Finding("ok", measured)
-    if workers >= cores or needed > cores:
-        advice = (
-            "more cores, or images that are stored smaller, nearer to model.image_size (prepare_data.py), would help"
-        )
+    if needed > cores:
+        advice = "more cores would help, or images that are stored in a size nearer to model.image_size"
         return Finding("warning", f"{measured}: the cores are too few", advice)
     return Finding("warning", measured, f"choose data.workers {needed}")
