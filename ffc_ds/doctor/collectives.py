@@ -15,7 +15,7 @@ from ffc_ds.errors import UserError
 from ffc_ds.heads.softmax import join_ranks
 from ffc_ds.planning.backbone import DTYPES, count_backbone
 
-SECONDS = 1.0  # for each collective, about
+SECONDS = 0.5  # for each collective, about
 MOST_TIMES = 100
 LARGEST = 1 << 24  # numbers of a message: larger ones are no faster
 SHARE = 0.25  # of the time that a step computes: more than this is said

@@ -59,13 +59,13 @@ CHECKS = (
 )
 
 
-def examine(config: Config, device: torch.device, checks: tuple[Check, ...] = CHECKS) -> dict[str, Finding]:
+def examine(config: Config, device: torch.device) -> dict[str, Finding]:
     """The findings by the names of the checks, the same on all ranks. After `init_distributed`.
 
     A check that is not over in its time ends the program with exit code 2, after the table so far.
     """
     case, findings, meeting = Case(config, device), {}, Meeting()
-    bar = progress(checks, desc="doctor", unit="checks", leave=False, shown=rank() == 0)
+    bar = progress(CHECKS, desc="doctor", unit="checks", leave=False, shown=rank() == 0)
     for check in bar:
         bar.set_postfix({"at": check.name})
 

@@ -15,7 +15,7 @@ from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.planning.backbone import count_backbone
-from ffc_ds.planning.plan import Plan, remedies
+from ffc_ds.planning.plan import OVERHEAD, Plan, remedies
 
 TIGHT = 0.9  # of the memory: a plan is right to a tenth
 FILES, FILES_OF_WORKER, FILES_OF_RANK = 64, 12, 8  # checkpoints and libraries; pipes and mapped batches; connections
@@ -61,16 +61,23 @@ def judge_memory(case: Case, found: list[dict[str, float]]) -> Finding:
     filled = needed[worst] / free[worst]
     if filled <= TIGHT:
         return Finding("ok", measured)
-    room = free[worst] if worst == "gpu" else free[worst] / most
-    return Finding("problem" if filled > 1 else "warning", measured, _changes(plan, room, worst == "gpu"))
+    advice = f"end what else takes memory there, or change the run: {'; or '.join(_changes(plan, worst, free[worst]))}"
+    return Finding("problem" if filled > 1 else "warning", measured, advice)
 
 
-def _changes(plan: Plan, room: float, on_gpu: bool) -> str:
-    settings = replace(plan.settings, gpu_memory=room / 2**30)
-    changes = remedies(settings, count_backbone(settings))
-    if not on_gpu:
-        changes = [change for change in changes if "class_optim.memory" not in change] + ["fewer data.workers"]
-    return f"end what else takes memory there, or change the run: {'; or '.join(changes)}"
+def _changes(plan: Plan, place: str, free: float) -> list[str]:
+    """What would make the plan fit into the free bytes of a GPU or of a host."""
+    settings, changes = plan.settings, []
+    if place == "host":
+        changes = ["fewer data.workers"] if settings.workers else []
+        changes += ["class_optim.memory device"] if settings.class_memory == "host" else []
+    on_cpu = plan.memory["CUDA and NCCL"] == 0
+    if place == "gpu" or on_cpu:
+        ranks = settings.gpus_per_node if on_cpu else 1
+        room = (free - sum(plan.host.values()) * on_cpu) / ranks + OVERHEAD  # which a plan counts, and is there already
+        found = remedies(replace(settings, gpu_memory=room / 2**30), count_backbone(settings)) if room > 0 else []
+        changes += [change for change in found if not (on_cpu and "class_optim.memory" in change)]
+    return changes or ["more memory"]
 
 
 def measure_shared_memory(case: Case) -> int | None:
