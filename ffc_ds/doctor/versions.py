@@ -82,11 +82,16 @@ def _normal(name: str) -> str:
 
 def _device_trouble(case: Case) -> list[str]:
     major, minor = torch.cuda.get_device_capability(case.device)
-    built = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
-    trouble = []
-    if built and not any(arch // 10 == major and arch <= 10 * major + minor for arch in built):
-        made_for = ", ".join(torch.cuda.get_arch_list())
-        trouble.append(f"torch was built for {made_for}, and the GPU is an sm_{major}{minor}")
+    built, trouble = torch.cuda.get_arch_list(), []
+    if built and not any(_runs(arch, major, minor) for arch in built):
+        trouble.append(f"torch was built for {', '.join(built)}, and the GPU is an sm_{major}{minor}")
     if "settings" in case.heard and case.heard["settings"][0].dtype == "bf16" and major < 8:
         trouble.append("the GPU does not compute in bf16 (ds_configs/fp16.json does)")
     return trouble
+
+
+def _runs(built_for: str, major: int, minor: int) -> bool:
+    """Whether code for sm_NN, or compute_NN, which is translated for later GPUs, runs on one of that capability."""
+    kind, _, number = built_for.rstrip("af").partition("_")
+    oldest = divmod(int(number), 10)
+    return oldest <= (major, minor) and (kind == "compute" or oldest[0] == major)

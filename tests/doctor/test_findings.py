@@ -97,6 +97,16 @@ def test_what_the_environment_is_said_to_need_is_what_it_needs():
     assert versions._requirements("no-such-package") == []
 
 
+@pytest.mark.parametrize(
+    ("capability", "troubles"), [((8, 0), []), ((9, 0), []), ((12, 0), []), ((7, 5), ["sm_75", "bf16"])]
+)
+def test_gpus_that_torch_was_not_built_for(monkeypatch, capability, troubles):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a", "compute_90"])
+    said = versions._device_trouble(case())
+    assert len(said) == len(troubles) and all(word in text for word, text in zip(troubles, said, strict=True))
+
+
 def test_matrices():
     expect(judge_matrices(case(), [RATE] * 2), "ok", "100 TFLOP/s", "--matrix-tflops 100")
     expect(judge_matrices(case(), changed(RATE, bf16=5e13)), "warning", "slow: rank 1 on b")
