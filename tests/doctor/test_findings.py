@@ -105,6 +105,7 @@ def test_gpus_that_torch_was_not_built_for(monkeypatch, capability, troubles):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a", "compute_90"])
     said = versions._device_trouble(case())
     assert len(said) == len(troubles) and all(word in text for word, text in zip(troubles, said, strict=True))
+    assert versions._runs("sm_80", *capability) == (capability == (8, 0))
 
 
 def test_matrices():
