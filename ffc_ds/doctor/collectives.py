@@ -9,7 +9,7 @@ from deepspeed.accelerator import get_accelerator
 
 from ffc_ds.distributed import all_gather, all_reduce, barrier, together, world_size
 from ffc_ds.doctor.case import Case
-from ffc_ds.doctor.finding import Finding, amount
+from ffc_ds.doctor.finding import Finding, amount, duration
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.errors import UserError
 from ffc_ds.heads.softmax import join_ranks
@@ -56,7 +56,7 @@ def judge_collective(case: Case, found: list[dict[str, float]]) -> Finding:
         return Finding("ok", "one rank: nothing is sent")
     slowest = max(each["seconds"] for each in found)
     rate = found[0]["sent"] / slowest
-    return Finding("ok", f"{1000 * slowest:,.3g} ms for {amount(found[0]['total'])}; a rank sends {amount(rate)}/s")
+    return Finding("ok", f"{duration(slowest)} for {amount(found[0]['total'])}; a rank sends {amount(rate)}/s")
 
 
 def judge_step(case: Case, found: list) -> Finding:
@@ -65,7 +65,7 @@ def judge_step(case: Case, found: list) -> Finding:
     names = ("matrices", "all-gather", "all-reduce", "softmax")
     matrices, gathers, reductions, joins = (case.of(name) for name in names)
     computing = plan.flops / min(each[plan.settings.dtype] for each in matrices)
-    measured = f"{1000 * computing:,.3g} ms of matrix products in a step of a rank, at least"
+    measured = f"{duration(computing)} of matrix products in a step of a rank, at least"
     if len(joins) == 1:
         return Finding("ok", f"{measured}; nothing is sent")
     sending = {
@@ -74,7 +74,7 @@ def judge_step(case: Case, found: list) -> Finding:
     }
     total = sum(sending.values())
     bandwidth = sum(plan.sent.values()) / total / 1e9
-    parts = ", ".join(f"{1000 * seconds:,.3g} ms for the {name}" for name, seconds in sending.items())
+    parts = ", ".join(f"{duration(seconds)} for the {name}" for name, seconds in sending.items())
     measured = f"{measured}; {amount(sum(plan.sent.values()))} are sent: {parts}"
     advice = f"launch/plan.py takes sending to cost no time, unless you say --bandwidth {bandwidth:.2g}"
     if total > SHARE * computing:

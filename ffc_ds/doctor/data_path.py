@@ -80,7 +80,7 @@ def judge_workers(case: Case, found: list) -> Finding:
     brought = min(max(1, workers), cores) * rate
     measured = (
         f"data.workers {workers} of a rank, of {cores:.3g} cores, bring {brought:,.0f} images/s; a rank trains on "
-        f"{wanted:,.0f} or so"
+        f"{wanted:,.1f} or so"
     )
     needed = math.ceil(wanted / rate)
     if workers == 0 and wanted < WAITED * rate:

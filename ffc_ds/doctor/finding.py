@@ -37,6 +37,11 @@ def amount(size: float) -> str:
     return f"{size:.3g} {units[-1]}"
 
 
+def duration(seconds: float) -> str:
+    """A time, in seconds or in ms."""
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:,.1f} s"
+
+
 def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -33,15 +33,16 @@ class Meeting:
         """What all ranks tell, in rank order, once all have."""
         store = self._stores[0]
         store.set(TOLD.format(topic, rank()), pickle.dumps(told))
-        while self._absent(store, TOLD, topic):
+        everyones = _keys(TOLD, topic)
+        while not store.check(everyones):
             time.sleep(PAUSE)
-        return [pickle.loads(store.get(TOLD.format(topic, each))) for each in range(world_size())]
+        return [pickle.loads(each) for each in store.multi_get(everyones)]
 
     def part(self) -> None:
         """The end: rank 0, which keeps the store, stays until the others need it no more, or is tired of waiting."""
         store, deadline = self._stores[0], time.monotonic() + GRACE
         store.set(LEAVES.format("all", rank()), "")
-        while rank() == 0 and self._absent(store, LEAVES, "all") and time.monotonic() < deadline:
+        while rank() == 0 and not store.check(_keys(LEAVES, "all")) and time.monotonic() < deadline:
             time.sleep(PAUSE)
 
     @contextmanager
@@ -54,7 +55,8 @@ class Meeting:
             if over.wait(seconds):
                 return
             store = self._stores[1]
-            store.set(LIVES.format(topic, rank()), "")
+            with suppress(dist.DistError):  # rank 0 is gone
+                store.set(LIVES.format(topic, rank()), "")
             time.sleep(GRACE / 2)
             if rank() == 0:
                 give_up(f"not over within {seconds:g} s: {self._reason(store, topic)}")
@@ -80,7 +82,11 @@ class Meeting:
         return f"{_names(waited_for)} lives, but did not finish"
 
     def _absent(self, store: dist.Store, kind: str, topic: str) -> list[int]:
-        return [each for each in range(world_size()) if not store.check([kind.format(topic, each)])]
+        return [each for each, key in enumerate(_keys(kind, topic)) if not store.check([key])]
+
+
+def _keys(kind: str, topic: str) -> list[str]:
+    return [kind.format(topic, each) for each in range(world_size())]
 
 
 def _names(ranks: list[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ffc_ds.distributed import broadcast_object, rank, together
 from ffc_ds.doctor.case import Case
-from ffc_ds.doctor.finding import Finding, amount
+from ffc_ds.doctor.finding import Finding, amount, duration
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.errors import UserError
 from ffc_ds.heads import STATES
@@ -18,6 +18,7 @@ from ffc_ds.planning.plan import Plan
 from ffc_ds.planning.settings import BYTES
 from ffc_ds.training.shared_folder import open_shared
 
+FILE = ".doctor-{}-{}"
 BLOCK, BLOCKS = 4 << 20, 32
 SECONDS = 2.0  # for writing them
 SYNCS = 5
@@ -31,6 +32,10 @@ def measure_folder(case: Case) -> dict[str, float]:
     """
     folder = Path(case.config.output_dir)
     existed = broadcast_object(folder.exists())
+    if rank() == 0:
+        with suppress(OSError):
+            for left in folder.glob(FILE.format("*", "*")):  # by a doctor that was killed
+                left.unlink()
     open_shared(folder)
     found = together(lambda: _write(folder))
     if rank() == 0 and not existed:
@@ -40,7 +45,7 @@ def measure_folder(case: Case) -> dict[str, float]:
 
 
 def _write(folder: Path) -> dict[str, float]:
-    path, block = folder / f".doctor-{os.getpid()}-{rank()}", os.urandom(BLOCK)
+    path, block = folder / FILE.format(os.getpid(), rank()), os.urandom(BLOCK)
     try:
         with open(path, "wb", buffering=0) as file:
             begin, written = time.perf_counter(), 0
@@ -68,7 +73,7 @@ def judge_folder(case: Case, found: list[dict[str, float]]) -> Finding:
     free = min(each["free"] for each in found)
     measured = (
         f"all ranks see {case.config.output_dir}, and write {amount(rate)}/s together; an fsync takes "
-        f"{1000 * sync:,.3g} ms; {amount(free)} are free"
+        f"{duration(sync)}; {amount(free)} are free"
     )
     return Finding("ok", measured)
 
@@ -78,7 +83,7 @@ def judge_checkpoints(case: Case, found: list) -> Finding:
     folder, plan = case.of("output_dir"), plan_of(case)
     size, kept = checkpoint_bytes(plan), case.config.train.keep_checkpoints + 1  # the next one, beside those
     free, seconds = min(each["free"] for each in folder), size / sum(each["rate"] for each in folder)
-    measured = f"about {amount(size)} each, {seconds:,.3g} s to write; {amount(free)} are free"
+    measured = f"about {amount(size)} each, {duration(seconds)} to write; {amount(free)} are free"
     if free < kept * size:
         advice = f"make room for {kept} of them, {amount(kept * size)}, or lower train.keep_checkpoints"
         return Finding("problem" if free < size else "warning", measured, advice)

@@ -12,7 +12,7 @@ from ffc_ds.doctor.case import Case, Unmeasured
 from ffc_ds.doctor.collectives import judge_step
 from ffc_ds.doctor.compute import judge_matrices
 from ffc_ds.doctor.data_path import judge_data, judge_workers
-from ffc_ds.doctor.finding import Finding, amount, table
+from ffc_ds.doctor.finding import Finding, amount, duration, table
 from ffc_ds.doctor.limits import judge_files, judge_memory, judge_shared_memory
 from ffc_ds.doctor.output_folder import checkpoint_bytes, judge_checkpoints
 from ffc_ds.doctor.ranks import judge_clocks, judge_ranks
@@ -118,7 +118,7 @@ def test_a_slow_network_is_told_by_what_it_costs():
     expect(judge_step(case(), [None] * 2), "ok", "--bandwidth")
     plan, slow = plan_of(case()), FAST | {"seconds": 0.1}
     finding = judge_step(case(**{"all-reduce": changed(FAST, **slow)}), [None] * 2)
-    expect(finding, "warning", "NCCL_SOCKET_IFNAME", f"{plan.sent['backbone'] / 1e8 * 1e3:.3g} ms for the backbone")
+    expect(finding, "warning", "NCCL_SOCKET_IFNAME", f"{duration(plan.sent['backbone'] / 1e8)} for the backbone")
     with pytest.raises(Unmeasured, match="'data'"):
         plan_of(Case(Config(), GPU, {"ranks": [{"host": "a"}] * 2, "settings": [SETTINGS] * 2}))
 
@@ -212,6 +212,7 @@ def test_the_table_and_its_numbers(monkeypatch):
     assert said[1].startswith("problem  two            word word") and said[-1] == " " * 24 + "-> do this"
     assert max(map(len, said)) <= 70 and len(said) == 5
     assert [amount(size) for size in (7, 1536, 2.5e9, 1e16)] == ["7 B", "1.54 kB", "2.5 GB", "1e+04 TB"]
+    assert [duration(seconds) for seconds in (2e-6, 0.0123, 1, 4321)] == ["0.002 ms", "12.3 ms", "1.0 s", "4,321.0 s"]
 
 
 def test_cases_name_ranks_before_their_hosts_are_known():

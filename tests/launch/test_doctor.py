@@ -99,6 +99,7 @@ def test_folders_that_are_not_shared_too_little_shared_memory_and_data_that_cann
     places = [str(tmp_path / "a"), str(tmp_path / "b")]
     for place in places:
         Path(place, "run").mkdir(parents=True)
+    Path(places[0], "run", ".doctor-1-0").touch()  # of a doctor that was killed
     given = ("--output_dir", "$PLACE/run", "--data.train", str(tmp_path / "data"), "--data.workers", str(10**7))
     first, second = examine(hasty, *given, PLACE=places)
     assert (first.code, second.code) == (2, 2) or second.code == -signal.SIGKILL, second.stderr[-3000:]
@@ -108,13 +109,14 @@ def test_folders_that_are_not_shared_too_little_shared_memory_and_data_that_cann
     assert str(tmp_path / "data") in found["data"] and "--shm-size" in found["/dev/shm"]
     for name in ("workers", "step", "checkpoints", "memory"):
         assert rows(first.stdout)[name][0] == "warning" and "'data'" in rows(first.stdout)["memory"][1]
+    assert not list(Path(places[0], "run").iterdir())
 
 
 def where_one_rank_stops(*arguments):
     from ffc_ds.doctor import examination, meeting
 
     def measure(case):
-        if os.environ["RANK"] == "1":
+        if os.environ["RANK"] == os.environ["STOPPED"]:
             os.kill(os.getpid(), signal.SIGSTOP)
         return check.measure(case)
 
@@ -126,8 +128,14 @@ def where_one_rank_stops(*arguments):
 
 
 def test_a_rank_that_does_not_come(tmp_path):
-    first, _ = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"))
+    first, _ = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="11")
     assert first.code == 2 and "Traceback" not in first.stderr, first.stderr[-3000:]
     assert list(rows(first.stdout)) == NAMES[:4]
     assert "rank 1 gave no sign of life" in problems(first.stdout)["clocks"]
     assert "'clocks' did not end" in first.stderr
+
+
+def test_a_rank_0_that_does_not_come(tmp_path):
+    _, second = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="00")
+    assert second.code == 2 and "Traceback" not in second.stderr, second.stderr[-3000:]
+    assert f"rank 1 on {os.uname().nodename} waited in vain for rank 0" in second.stderr
