@@ -1,0 +1,43 @@
+"""Whether the settings go together, and what they say to a plan."""
+
+from dataclasses import replace
+
+from ffc_ds.data.loader import check_batch_size
+from ffc_ds.distributed import world_size
+from ffc_ds.doctor.case import Case
+from ffc_ds.doctor.finding import Finding
+from ffc_ds.planning.backbone import count_backbone
+from ffc_ds.planning.of_run import settings_of_run
+from ffc_ds.planning.plan import Plan, make_plan
+from ffc_ds.planning.settings import PlanSettings
+from ffc_ds.training.engine import check_deepspeed_config
+
+FEWEST = 2  # identities of a plan, as long as the data is not known
+
+
+def measure_settings(case: Case) -> PlanSettings:
+    """Raises UserError for what a run would be refused for, as far as that shows before data is read."""
+    config, ranks = case.config, world_size()
+    whole = config.data.images_per_identity // 2 if config.loader == "id" else 1
+    check_batch_size(config.data.batch_size, ranks, config.train.accumulation, whole)
+    check_deepspeed_config(config)
+    settings = PlanSettings(FEWEST, FEWEST, ranks, **settings_of_run(config, ranks))
+    count_backbone(settings)
+    return settings
+
+
+def judge_settings(case: Case, found: list[PlanSettings]) -> Finding:
+    settings, backbone = found[0], count_backbone(found[0])
+    measured = (
+        f"{settings.head}, {settings.backbone} of {backbone.parameters / 1e6:.1f} M weights in {settings.dtype}, "
+        f"ZeRO {settings.zero}, {settings.batch_size} images a rank at once"
+    )
+    return Finding("ok", measured)
+
+
+def plan_of(case: Case) -> Plan:
+    """The plan of the run, with the data and on the ranks that were found. Raises Unmeasured."""
+    settings, data = case.of("settings")[0], case.of("data")[0]
+    most = max(map(len, case.ranks_of_hosts().values()))
+    settings = replace(settings, identities=data["identities"], images=data["images"], gpus_per_node=most)
+    return make_plan(settings, count_backbone(settings), case.device)
