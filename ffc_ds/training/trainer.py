@@ -14,6 +14,7 @@ from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.training_faces import check_replaced
 from ffc_ds.distributed import all_reduce, broadcast_object, host_share, rank, to_device, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.errors import UserError, shared
@@ -141,7 +142,7 @@ class Trainer:
         return self.head.loss(probe, batch.labels, gallery)
 
     def _tell_replaced(self, replaced):
-        """Count the images that could not be decoded, and say of each once what stands in its place."""
+        """Count the images that could not be read or decoded, and say of each once what stands in its place."""
         self.replaced += len(replaced)
         for what in replaced:
             if what not in self.told:
@@ -175,6 +176,8 @@ class Trainer:
             state["replaced_images"] = self._replaced_images()
             epoch = done * self.sampler.batch_size / len(self.index.images)
             self.tracker.log({"step": done, "epoch": epoch} | self.meter.summary() | state)
+            data = self.config.data
+            check_replaced(state["replaced_images"], done * data.batch_size, data.max_replaced)
         if last or (every and done % every == 0):
             self._verify(done)
         if self.saver.is_due(done, last):
