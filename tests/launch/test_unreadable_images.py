@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ffc_ds import launching
 from ffc_ds.data import faces as faces_module
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.opening import load_faces
@@ -54,7 +55,7 @@ def fail_after_opening(paths, *line):
         trainer.together(lambda: fail(paths) if trainer.rank() == 0 else None)
         return found
 
-    trainer.open_training_data = open_training_data
+    trainer.open_training_data, launching.GRACE = open_training_data, 0
     run_script(*line)
 
 
