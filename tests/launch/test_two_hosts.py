@@ -23,7 +23,8 @@ STEPS = 40
 SETTINGS = ("--train.steps", str(STEPS), "--eval.holdout", "0", "--eval.every", "0")
 CUT = float(os.environ.get("CUT_SECONDS", 1))  # 15 and more are survived too, and take as long
 
-needs_namespaces = pytest.mark.skipif("lacking()", reason=str(lacking()))
+LACKING = lacking()
+needs_namespaces = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
 
 
 def train_across(folder, once_it_steps, *arguments):
@@ -122,13 +123,13 @@ def test_the_way_to_this_host_itself_is_none(monkeypatch):
 
 
 def test_an_interface_is_found_by_its_address(monkeypatch, capsys):
+    interfaces = {"lo": [address("127.0.0.1")], "eth0": [address("10.0.0.7")], "eth1": [address("fe80::7%eth1")]}
+    monkeypatch.setattr(interface.psutil, "net_if_addrs", lambda: interfaces)
     monkeypatch.setattr(interface, "_route", lambda host: ("fe80::7", "fe80::9"))
     monkeypatch.setenv(VARIABLE, "given")
     choose_interface("south")
     assert os.environ[VARIABLE] == "given" and capsys.readouterr().out == ""
     monkeypatch.delenv(VARIABLE)
-    monkeypatch.setattr(interface.psutil, "net_if_addrs", lambda: interfaces)
-    interfaces = {"lo": [address("127.0.0.1")], "eth0": [address("10.0.0.7")], "eth1": [address("fe80::7%eth1")]}
     monkeypatch.setenv("LOCAL_RANK", "1")
     choose_interface("south")
     assert os.environ[VARIABLE] == "eth1" and capsys.readouterr().out == ""
