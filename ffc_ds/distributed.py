@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections import Counter
 
 import numpy as np
 import torch
@@ -11,6 +12,19 @@ from ffc_ds.errors import UserError, shared
 
 # torch 2.13 renamed it
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+_entered = 0
+
+
+def entered() -> int:
+    """How many of the collectives below this rank has come to. A rank that others wait for has come to fewer."""
+    return _entered
+
+
+def _enter() -> None:
+    global _entered
+    _entered += 1
 
 
 def active() -> bool:
@@ -51,6 +65,7 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     """In-place reduction over all ranks, without gradient."""
+    _enter()
     if world_size() > 1:
         dist.all_reduce(tensor, op=op)
     return tensor
@@ -58,6 +73,7 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """[...] of every rank, joined in rank order as [world_size, ...], without gradient."""
+    _enter()
     if world_size() == 1:
         return tensor.unsqueeze(0)
     gathered = tensor.new_empty(world_size() * tensor.numel())
@@ -93,12 +109,14 @@ def gather_views(local: torch.Tensor) -> torch.Tensor:
 
 
 def barrier() -> None:
+    _enter()
     if world_size() > 1:
         dist.barrier()
 
 
 def broadcast_object(value, source: int = 0):
     """The value that rank `source` holds, on every rank."""
+    _enter()
     if world_size() == 1:
         return value
     box = [value]
@@ -113,6 +131,7 @@ def together(action):
         result = action()
     except UserError as error:
         message = str(error)
+    _enter()
     if world_size() > 1:
         messages = [None] * world_size()
         dist.all_gather_object(messages, message)
@@ -122,22 +141,33 @@ def together(action):
     return result
 
 
+def first_on_host() -> bool:
+    """Whether this is the one rank of its host that does what needs to be done once there."""
+    return not active() or dist.get_node_local_rank(fallback_rank=rank()) == 0
+
+
 def first_rank_first(action):
-    """Like `together`, with one rank of each node ahead of the others, so that they find its caches ready."""
-    leads = not active() or dist.get_node_local_rank(fallback_rank=rank()) == 0
+    """Like `together`, with one rank of each host ahead of the others, so that they find its caches ready."""
+    leads = first_on_host()
     ahead = together(lambda: action() if leads else None)
     behind = together(lambda: None if leads else action())
     return ahead if leads else behind
 
 
 def same_everywhere(digest: int, what: str) -> None:
-    """Raise RuntimeError on all ranks unless `digest` is the same number on all of them."""
+    """Raise UserError on all ranks, naming those that differ, unless `digest` is the same number on all of them."""
     if world_size() == 1:
         return
+    _enter()
     digests = [None] * world_size()
     dist.all_gather_object(digests, int(digest))
-    if len(set(digests)) > 1:
-        raise RuntimeError(f"the ranks disagree about {what}: digests {digests}. The run cannot be trusted further.")
+    usual, count = Counter(digests).most_common(1)[0]
+    if count < world_size():
+        others = ", ".join(str(number) for number, each in enumerate(digests) if each != usual)
+        raise shared(
+            f"the ranks disagree about {what}: rank {others} against the others. Memory or a link is at fault, or a "
+            "defect: the run cannot be trusted further, and goes on from its last checkpoint with --resume latest."
+        )
 
 
-TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first one downloads or indexes a dataset
+TIMEOUT = datetime.timedelta(hours=2)  # a run of training brings its own

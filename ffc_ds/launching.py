@@ -1,10 +1,13 @@
 """How a launch script begins, and how it ends: well, or with one readable message and exit code 2."""
 
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,48 +15,79 @@ import psutil
 from ffc_ds.errors import UserError
 
 GRACE = 5.0  # seconds; the launcher ends all ranks when the first one ends, and that should be the one with the cause
+ending = threading.Event()  # set when this process is about to leave, for good or bad
+LAUNCHERS = ("deepspeed", "torchrun")
+LAUNCHER_MODULES = ("deepspeed.launcher.", "torch.distributed.")
 
 
-def run_for_user(main: Callable[[], None], to_go_on: str = "the same command starts anew") -> None:
-    """Run `main` and leave with the right code: 2 for a UserError, whose message is printed once, 130 for Ctrl-C, after
-    which it says what `to_go_on`.
+def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same command starts anew") -> None:
+    """Run `main` and leave with the right code: what it returns, 2 for a UserError, whose message is printed once, 130
+    for Ctrl-C, after which it says what `to_go_on`.
 
     Anything else is a defect: traceback and exit code 1, but not before another rank, whose UserError may have been
-    the reason, had time to speak. A rank that is done leaves at once, too: threads of libraries may abort a process that
-    is taken down in order, and the launcher would call a finished run a failure.
+    the reason, had time to speak. A rank that is done leaves at once, too: threads of libraries may abort a process
+    that is taken down in order, and the launcher would call a finished run a failure.
     """
     first = os.environ.get("RANK", "0") == "0"
+    if found := launchers():
+        threading.Thread(target=_end_with, args=(found,), daemon=True).start()
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     try:
-        main()
-        if "WORLD_SIZE" in os.environ:
-            _leave(0)
+        code = main() or 0
+        if code or "WORLD_SIZE" in os.environ:
+            leave(code)
     except UserError as error:
+        ending.set()
         if error.shared and not first:
             time.sleep(GRACE)
         else:
             print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
-        _leave(2)
+        leave(2)
     except KeyboardInterrupt:
         if first:
             print(f"\nstopped; {to_go_on}", file=sys.stderr, flush=True)
-        _leave(130)
+        leave(130)
     except Exception:
+        ending.set()
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(GRACE)
         traceback.print_exc()
-        _leave(1)
+        leave(1)
+
+
+def launchers() -> list[psutil.Process]:
+    """The processes that have started this rank and watch it, the nearest first."""
+    found = []
+    with suppress(psutil.Error):
+        for parent in psutil.Process().parents():
+            line = parent.cmdline()
+            if not any(Path(part).name in LAUNCHERS or part.startswith(LAUNCHER_MODULES) for part in line):
+                break
+            found.append(parent)
+    return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there, and more than an entry that its parent has not yet taken note of."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _end_with(launchers: list[psutil.Process]) -> None:
+    """A rank whose launcher is gone would go on alone and hold its GPU: it is asked to end, as the launcher would."""
+    while all(map(lives, launchers)):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def overruled_devices() -> str | None:
     """What to say if DeepSpeed's launcher was given a CUDA_VISIBLE_DEVICES and has put another in its place."""
     name, given = "CUDA_VISIBLE_DEVICES", None
     try:
-        for parent in psutil.Process().parents():  # the launcher is two of them, and takes the variable from the second
-            if not any(Path(part).name == "deepspeed" or "deepspeed.launcher." in part for part in parent.cmdline()):
-                break
-            given = parent.environ().get(name) or given
+        for launcher in launchers():  # DeepSpeed's is two of them, and takes the variable from the second
+            given = launcher.environ().get(name) or given
     except psutil.Error:
         return None
     taken = os.environ.get(name)
@@ -62,7 +96,7 @@ def overruled_devices() -> str | None:
     return f"{name}={given} is overruled by the launcher, which chose {taken}: tell it --include localhost:{given}"
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """Leave at once: an orderly teardown would wait for ranks that are no longer there."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -60,7 +60,7 @@ class _Lines:
 
     def __init__(self, iterable: Iterable | None, desc: str, unit: str, total: int, initial: int):
         self._iterable, self._desc, self._unit, self._total = iterable, desc, unit, total
-        self._first = self._done = initial
+        self._first = self.n = initial
         self._begin = self._spoken = time.monotonic()
         self._also = ""
 
@@ -79,13 +79,13 @@ class _Lines:
         self._also = "".join(f", {name} {value}" for name, value in values.items())
 
     def update(self, n: int = 1) -> None:
-        self._done += n
+        self.n += n
         now = time.monotonic()
         if now - self._spoken >= EVERY:
             self._spoken = now
-            left = (now - self._begin) * (self._total - self._done) / max(1, self._done - self._first)
+            left = (now - self._begin) * (self._total - self.n) / max(1, self.n - self._first)
             print(
-                f"{self._desc}  {self._done:,}/{self._total:,} {self._unit}, {_duration(left)} left{self._also}\n",
+                f"{self._desc}  {self.n:,}/{self._total:,} {self._unit}, {_duration(left)} left{self._also}\n",
                 end="",
                 file=sys.stderr,
                 flush=True,

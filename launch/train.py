@@ -10,12 +10,12 @@ from ffc_ds.config.settings import parse_config
 from ffc_ds.launching import run_for_user
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     config = parse_config(arguments)
 
     from ffc_ds.training.trainer import Trainer  # takes seconds, and a misspelt setting should not
 
-    Trainer(config).run()
+    return Trainer(config).run()["exit_code"]
 
 
 if __name__ == "__main__":

@@ -8,14 +8,18 @@ import json
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from tests.warm import ROOT, Call, environment, run_script, run_warm
+from tests.warm import ROOT, Call, Ended, environment, run_script, run_warm
 
 TINY = [
     *("--data.train", "generated:60:32", "--data.batch_size", "24", "--data.workers", "0", "--data.shift", "2"),
@@ -51,13 +55,30 @@ def launch(world: int, *arguments: str, port: str | None = None, **env: str) -> 
 
 def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProcess:
     """What all ranks wrote, and their exit code, which is the same."""
+    codes, *streams = zip(*train_ranks(world, *arguments, **env), strict=True)
+    stdout, stderr = map("".join, streams)
+    assert len(set(codes)) == 1, f"exit codes {codes}: {stderr[-4000:]}"
+    return subprocess.CompletedProcess(arguments, codes[0], stdout, stderr)
+
+
+def train_ranks(world: int, *arguments: str, how: Callable = run_script, **env: str) -> list[Ended]:
+    """How each rank ended."""
     job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     line = "launch/train.py", *arguments
     ranks = [environment(RANK=rank, LOCAL_RANK=rank, **(job | env)) for rank in map(str, range(world))]
-    codes, *streams = zip(*run_warm([Call(run_script, line, rank) for rank in ranks]), strict=True)
-    stdout, stderr = map("".join, streams)
-    assert len(set(codes)) == 1, f"exit codes {codes}: {stderr[-4000:]}"
-    return subprocess.CompletedProcess(line, codes[0], stdout, stderr)
+    return run_warm([Call(how, line, rank) for rank in ranks])
+
+
+def processes_of(ended: Future, folder: Path, world: int, done: int = 0) -> list[psutil.Process]:
+    """The ranks that `train_ranks` runs in another thread for an output folder, once they have done one more step than
+    `done`."""
+    lines = folder / "metrics.jsonl"
+    while not (lines.exists() and f'{{"step": {done + 1}, "epoch"' in lines.read_text()):
+        assert not ended.done(), ended.result()
+        time.sleep(0.01)
+    first = psutil.Process(json.loads((folder / "run.lock").read_text())["pid"])
+    siblings = sorted(each.pid for each in first.parent().children())
+    return [psutil.Process(pid) for pid in siblings[siblings.index(first.pid) :]][:world]
 
 
 def train_tiny(world: int, folder: Path, *arguments: str, start=train, **env: str) -> subprocess.CompletedProcess:

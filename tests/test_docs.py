@@ -9,7 +9,7 @@ from tests.launched import ROOT
 from tests.scripts import script
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"launch/(\w+)\.py\s+(.*)")
+COMMAND = re.compile(r"launch/(?!preemptible)(\w+)\.py\s+(.*)")  # preemptible goes before another one
 PLACEHOLDER = re.compile(r" \[[a-zA-Z-].*?\]| \.\.\.")  # [what may be left out], ...
 
 

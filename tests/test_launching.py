@@ -52,3 +52,27 @@ def test_a_rank_that_is_done_does_not_fail_while_it_is_taken_down(rank, code):
     env = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"} | rank
     done = subprocess.run([sys.executable, "-c", ABORTS_AT_THE_END], env=env, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "done\n")
+
+
+ORPHAN = """
+import signal, sys, time
+from ffc_ds.launching import run_for_user
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("asked to end", flush=True)))
+run_for_user(lambda: [print("running", flush=True), time.sleep(60)])
+"""
+PARENT = """
+import subprocess, sys
+below = [__file__, sys.argv[1], "last"] if sys.argv[2] == "first" else [sys.argv[1]]
+subprocess.run([sys.executable, *below])
+"""
+
+
+def test_a_rank_whose_launcher_is_killed_is_asked_to_end(tmp_path):
+    (tmp_path / "deepspeed").write_text(PARENT)
+    (tmp_path / "rank.py").write_text(ORPHAN)
+    line = [sys.executable, str(tmp_path / "deepspeed"), str(tmp_path / "rank.py"), "first"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == "running\n"
+        launcher.kill()  # the first of two: the other one, which is the parent of the rank, goes on
+        assert launcher.stdout.readline() == "asked to end\n"

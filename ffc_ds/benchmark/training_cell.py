@@ -13,6 +13,7 @@ import numpy as np
 
 from ffc_ds.config.paths import PROJECT
 from ffc_ds.errors import UserError
+from ffc_ds.training.finished import is_finished
 from ffc_ds.training.tracking import read_metrics
 
 
@@ -36,7 +37,7 @@ def train_cell(cell: Cell, every: dict, folder: Path, ranks: int, settings: tupl
 
     Raises UserError, with the end of its log, if the run fails.
     """
-    if (folder / "results.json").exists():  # it ended, and is asked for again
+    if is_finished(folder):  # and asked for again
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own = every | json.loads(cell.settings) | {"output_dir": str(folder), "seed": cell.seed, "resume": "auto"}
@@ -53,6 +54,8 @@ def train_cell(cell: Cell, every: dict, folder: Path, ranks: int, settings: tupl
         end = (folder / "log.txt").read_text()[-2000:]
         raise UserError(f"the run in {folder} ended with code {code}. The end of its log:\n{end}")
     results = json.loads((folder / "results.json").read_text())
+    if results["preempted"]:
+        raise UserError(f"the run in {folder} was stopped at step {results['steps']}; the same command goes on.")
     if results["trained"]["accuracy"] is None:
         raise UserError(f"the run in {folder} has no accuracy: {results['trained']['reason']}.")
     lines = read_metrics(folder / "metrics.jsonl")

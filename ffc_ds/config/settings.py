@@ -250,6 +250,18 @@ class TrainConfig:
     final_save_minutes: float = 5.0
     """Minutes for which the last checkpoint waits where the disk is full or cannot be written; then the run ends with
     exit code 2. One before it that cannot be written is left out, with a warning, and training goes on."""
+    max_refused_steps: int = 20
+    """So many steps refused in a row, because loss or gradients are not finite, are a divergence; those do not count in
+    which fp16 looks for a loss scale."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """stop ends the run with exit code 2; rewind goes back to the last checkpoint before, with half the learning rate
+    and other batches."""
+    max_rewinds: int = 3
+    """rewind: how often; after that the run stops."""
+    open_timeout: float = 120.0
+    """Minutes for opening the data, after which the run ends and says which rank did not come."""
+    step_timeout: float = 30.0
+    """The same for a step, a batch of a verification, and a checkpoint: well above the slowest."""
 
 
 @dataclass

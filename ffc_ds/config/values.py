@@ -21,6 +21,9 @@ def check_values(config) -> None:
         "train.log_every": config.train.log_every,
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.keep_checkpoints": config.train.keep_checkpoints,
+        "train.max_refused_steps": config.train.max_refused_steps,
+        "train.open_timeout": config.train.open_timeout,
+        "train.step_timeout": config.train.step_timeout,
         "head.group_size": config.head.group_size,
         "head.pool_size": config.head.pool_size,
         "head.workspace_mb": config.head.workspace_mb,
@@ -51,6 +54,7 @@ def check_values(config) -> None:
         "optim.weight_decay": config.optim.weight_decay,
         "train.final_save_minutes": config.train.final_save_minutes,
         "eval.every": config.eval.every,
+        "train.max_rewinds": config.train.max_rewinds,
     }
     for key, value in not_negative.items():
         if not 0 <= value < inf:

@@ -1,10 +1,13 @@
 """The batches of one rank, decoded by worker processes in the order of the steps."""
 
+import ctypes
 import math
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from ffc_ds.errors import UserError
 PLANNED_IMAGES = 4096  # of global batches: planning some steps at once costs little more than planning one
 PREFETCHED = 2  # batches of each worker
 SHARED_MEMORY = Path("/dev/shm")
+PR_SET_PDEATHSIG = 1
 
 
 class Batch(NamedTuple):
@@ -156,6 +160,21 @@ def check_shared_memory(images: float, image_size: int, workers: int) -> None:
         )
 
 
+@contextmanager
+def dead_workers_named(rank: int) -> Iterator[None]:
+    """A UserError for a worker process that died, wherever it was noticed: torch raises an error between any two lines
+    of the main thread."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a data worker of rank {rank} on {socket.gethostname()} has died: {error} If nobody killed it, the host "
+            "ran out of memory: fewer data.workers take less."
+        ) from error
+
+
 class _RowBatches(Dataset):
     def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, max_megapixels: float):
         self.faces, self.rows, self.batch_size = faces, rows, batch_size
@@ -245,8 +264,11 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent stops its workers itself, without a traceback from each.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a scheduler's signals reach all processes, and the parent, which may have a step to finish, stops its
+    # workers itself. If it is killed the kernel does, also where a worker stands still.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.excepthook = _report_unless_parent_left
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)

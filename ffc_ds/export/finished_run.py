@@ -13,6 +13,10 @@ def read_results(run_dir: Path) -> dict:
         results = read_json(path)
     except UserError as error:
         raise UserError(f"{error} RUN_DIR must be the output_dir of a finished training.") from None
+    if isinstance(results, dict) and results.get("preempted"):
+        raise UserError(
+            f"The run in {run_dir} was stopped at step {results['steps']}: finish it first, --resume latest."
+        )
     wanted = {"trained", "untrained", "steps", "identities", "images", "world_size", "seed", "versions", "config"}
     if missing := wanted - (results.keys() if isinstance(results, dict) else set()):
         raise UserError(f"{path} is no report of a training: it lacks {', '.join(sorted(missing))}.")

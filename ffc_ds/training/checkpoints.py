@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-from ffc_ds.distributed import rank, together
+from ffc_ds.distributed import broadcast_object, rank, together
 from ffc_ds.errors import UserError, shared
 from ffc_ds.progress import say
 from ffc_ds.training.checkpoint import discard
+from ffc_ds.training.finished import is_finished
 from ffc_ds.training.manifest import find_damage
 
 
@@ -14,8 +15,8 @@ def find(resume: str | None, folder: Path) -> Path | None:
     """The undamaged checkpoint that `resume` names: "latest" in `folder`, "auto" (the same, or none), or a path.
 
     Of those in `folder` the newest that is undamaged; damaged ones that are newer are named damaged-step-N. Raises
-    UserError on all ranks if there is none, if a path leads to a damaged one, or if a run without `resume` would
-    overwrite those in `folder`.
+    UserError on all ranks if there is none, if a path leads to a damaged one, or if a run that starts anew, or from
+    elsewhere, would overwrite what is there.
     """
     candidates = together(lambda: _candidates(resume, folder))
     damages = {}
@@ -39,6 +40,10 @@ def _candidates(resume: str | None, folder: Path) -> list[Path]:
     there = [path for _, path in reversed(complete(folder))]
     if resume is None and there:
         raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
+    goes_on = there if resume in ("auto", "latest") else resume and Path(resume).resolve().parent == folder.resolve()
+    if not goes_on and is_finished(folder.parent):
+        finished = f"{folder.parent} holds a finished run, which is not overwritten"
+        raise UserError(f"{finished}: choose another --output_dir, or move it away.")
     if resume == "latest" and not there:
         raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
     if resume in (None, "auto", "latest"):
@@ -46,6 +51,17 @@ def _candidates(resume: str | None, folder: Path) -> list[Path]:
     if not Path(resume).is_dir():
         raise UserError(f"--resume {resume}: there is no such folder. It must be a step-N folder of a run, or latest.")
     return [Path(resume)]
+
+
+def newest(folder: Path, step: int) -> Path | None:
+    """The newest undamaged checkpoint in `folder` that is not beyond `step`, on all ranks."""
+    candidates = broadcast_object([path for number, path in reversed(complete(folder)) if number <= step])
+    return next((path for path in candidates if find_damage(path) is None), None)
+
+
+def step_of(path: Path) -> int:
+    """The number of steps done when it was saved."""
+    return int(path.name.removeprefix("step-"))
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:

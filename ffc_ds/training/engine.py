@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import TIMEOUT, all_reduce, host_share, rank, together, world_size
-from ffc_ds.errors import UserError, shared
+from ffc_ds.errors import UserError
 from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
@@ -39,9 +40,15 @@ if get_accelerator().device_name() == "cpu":
     # Its all-reduce is for inference. It would be compiled for a minute and keep 66 MB of /dev/shm for each rank.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+CHECKED = 8  # parameters, about
+BITS = {2: torch.int16, 4: torch.int32}  # by bytes
 
-def init_distributed() -> torch.device:
-    """Join the processes of the launcher, or stand alone without one. Returns this rank's device."""
+
+def init_distributed(timeout: timedelta = TIMEOUT) -> torch.device:
+    """Join the processes of the launcher, or stand alone without one. Returns this rank's device.
+
+    timeout: how long ranks wait for each other.
+    """
     # DeepSpeed calls ninja by name, also when the environment that holds it is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     accelerator, store = get_accelerator(), meet()
@@ -58,7 +65,7 @@ def init_distributed() -> torch.device:
             getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(False)
         accelerator.set_device(local_rank)
         backend, device = accelerator.communication_backend_name(), torch.device(accelerator.device_name(local_rank))
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     del store
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Otherwise every rank takes all cores, and all of them are several times slower for it.
@@ -131,6 +138,7 @@ class Engine:
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
             self._engine.optimizer.check_grad_overflow = True
         self._plain_norm = 0.0
+        self._keep_refusing()
         followers = {kind: self._make_follower(net, settings, kind, momenta[kind]) for kind, net in copies.items()}
         self.gallery, self.average = followers.get(Gallery), followers.get(WeightAverage)
         self.followers = list(followers.values())
@@ -181,19 +189,20 @@ class Engine:
             return self._engine(images).embeddings
 
     def backward(self, loss: Tensor) -> None:
-        """Backward of one micro-batch, scaled and reduced as DeepSpeed does."""
-        self._engine.backward(loss)
+        """Backward of one micro-batch, scaled and reduced as DeepSpeed does. A loss that is not finite makes gradients
+        that are not, so that the step is refused, without the host having to look."""
+        self._engine.backward(loss * (loss.detach() * 0 + 1))
 
     def step(self, learning_rate: float) -> bool:
         """Close a micro-batch; at the last one of a step update the weights. False if that was refused, on all ranks
-        alike, because a gradient was not finite."""
+        alike, because a loss or a gradient was not finite."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         finite = True
         if self._plain and self._engine.is_gradient_accumulation_boundary():
             finite = self._clip_or_drop_gradients()
         boundary = self._engine.is_gradient_accumulation_boundary()
-        self._step_of_deepspeed()
+        self._engine.step()
         applied = finite and self._engine.was_step_applied()
         if boundary:
             if not applied:  # the statistics of batch normalisation have seen what made the step fail
@@ -201,16 +210,28 @@ class Engine:
             self._at_start = True
         return applied
 
-    def _step_of_deepspeed(self):
-        try:
-            self._engine.step()
-        except Exception as error:  # of no type of its own
-            if "loss scale already at minimum" not in str(error):
-                raise
-            raise shared(
-                "fp16: gradients are not finite with any loss scale, step after step: the run has diverged. Go on from "
-                "an earlier checkpoint with a lower optim.lr, or compute in bf16."
-            ) from error
+    def _keep_refusing(self):
+        """At fp16's smallest loss scale, too, DeepSpeed shall refuse a step rather than end the run."""
+        if hasattr(self._engine.optimizer, "loss_scaler"):
+            self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+
+    def checksum(self) -> int:
+        """A number on which all ranks must agree: of some weights of the probe net, where each rank has it whole."""
+        if self.zero_stage == 3:
+            return 0
+        parameters = list(self.module.parameters())
+        some = parameters[:: max(1, len(parameters) // CHECKED)]
+        bits = [each.detach().view(BITS[each.element_size()]).long().sum() for each in some]
+        return int(torch.stack(bits).sum())
+
+    @property
+    def looks_for_scale(self) -> bool:
+        """Whether fp16's loss scale can still fall: a step that is refused meanwhile says nothing about the run."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if scaler is not None:  # ZeRO's
+            return scaler.dynamic and scaler.cur_scale > scaler.min_scale
+        scale = getattr(self._engine.optimizer, "loss_scale_config", None)
+        return scale is not None and scale.dynamic_loss_scale and scale.cur_scale > scale.min_loss_scale
 
     def _clip_or_drop_gradients(self) -> bool:
         """What ZeRO does otherwise. False if they are not finite."""
@@ -269,6 +290,7 @@ class Engine:
             raise UserError(f"{folder}/engine is missing or incomplete; choose another checkpoint.")
         if hasattr(self._engine.optimizer, "clip_grad"):
             self._engine.optimizer.clip_grad = self._clip  # not that of the checkpoint
+        self._keep_refusing()
 
     def trained(self) -> nn.Module:
         """The net that is verified and handed on: the average of the weights, if there is one, or the probe net."""

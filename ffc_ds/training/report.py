@@ -37,13 +37,18 @@ def _write(config, results, weights, last, folder):
     model = build_backbone(**backbone_settings(config))
     model.load_state_dict(weights)
     save_backbone(model, folder / "model")
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    write_results(folder, results)
     lines = read_metrics(folder / "metrics.jsonl")
     curves = {"accuracy": "pair verification"}
     if all(any(line.get(key) is not None for line in lines) for key in ("accuracy", "loss")):
         learning_curve(lines, curves, folder / "learning_curve.png", losses={"loss": "training loss"})
     if last is not None:
         roc_figure({config.head.name: last}, folder / "roc.png")
+
+
+def write_results(folder: Path, results: dict) -> None:
+    """Write results.json; for rank 0."""
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
 
 
 def backbone_settings(config: Config) -> dict:

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from http.client import HTTPException
@@ -28,24 +29,34 @@ MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run"
 class Tracker:
     """Writes lines of metrics; on ranks other than 0 it does nothing.
 
-    `wandb_id` is the run to continue; lines of metrics.jsonl after `start_step` belong to steps that will be done
-    again and are dropped. Lines that cannot be written are kept, and tried again with the next.
+    `wandb_id` is the run to continue from `start_step`, which is None for a new run. Lines that cannot be written are
+    kept, and tried again with the next.
     """
 
-    def __init__(self, config: Config, start_step: int, steps: int, wandb_id: str | None = None):
+    def __init__(self, config: Config, start_step: int | None, steps: int, wandb_id: str | None = None):
         self.wandb_id = wandb_id
         self._run = self._bar = None
         if rank() != 0:
             return
         folder = Path(config.output_dir)
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._path) if line["step"] <= start_step] if start_step else []
-        self._there = {_kind(line) for line in kept if line["step"] == start_step}
-        self._size, self._unwritten = _rewrite(self._path, kept), b""
+        self._keep_to(start_step)
         self._run = _begin(config, folder, wandb_id, wandb_mode(config.tracking.wandb))
         if self._run is not None:
             self.wandb_id = self._run.id
-        self._bar = progress(desc="train", unit="steps", total=steps, initial=start_step)
+        self._bar = progress(desc="train", unit="steps", total=steps, initial=start_step or 0)
+
+    def _keep_to(self, step: int | None) -> None:
+        """Drop the lines of metrics.jsonl beyond `step`, or all: they are of steps that will be done again."""
+        kept = [] if step is None else [line for line in read_metrics(self._path) if line["step"] <= step]
+        self._there = {_kind(line) for line in kept if line["step"] == step}
+        self._size, self._unwritten = _rewrite(self._path, kept), b""
+
+    def go_back(self, step: int) -> None:
+        """The run goes on from an earlier step. Weights & Biases knows no way back: it has the steps beyond it once."""
+        if rank() == 0:
+            self._keep_to(step)
+            self._bar.update(step - self._bar.n)
 
     def advance(self) -> None:
         """One step is done."""
@@ -53,17 +64,19 @@ class Tracker:
             self._bar.update()
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Write one line; it must have "step". The bar shows loss and images/s."""
+        """Write one line; it must have "step". The bar shows loss, images/s and how many steps were refused, if any."""
         if rank() != 0:
             return
         metrics = {key: _plain(value) for key, value in metrics.items()}
         if _kind(metrics) in self._there:  # a run that is resumed at its end is verified once more
             return
         self._append(json.dumps(metrics).encode() + b"\n")
-        if self._run is not None:
-            self._run.log({key: value for key, value in metrics.items() if value is not None}, step=metrics["step"])
+        known = {key: value for key, value in metrics.items() if value is not None}
+        self._tell(lambda run: run.log(known, step=metrics["step"]))
         shown = {"loss": "{:.3f}", "images_per_second": "{:.0f}", "accuracy": "{:.4f}"}
         now = {key: form.format(metrics[key]) for key, form in shown.items() if metrics.get(key) is not None}
+        if metrics.get("refused_steps"):
+            now["refused"] = str(metrics["refused_steps"])
         self._bar.set_postfix({key.replace("images_per_second", "images/s"): text for key, text in now.items()})
 
     def _append(self, line: bytes) -> None:
@@ -85,16 +98,24 @@ class Tracker:
         if rank() == 0:
             say(text)
 
-    def close(self, summary: dict | None = None) -> None:
-        """End the bar and the run."""
+    def close(self, summary: dict | None = None, preempted: bool = False) -> None:
+        """End the bar and the run; one that is preempted is to go on later."""
         if self._bar is not None:
             self._bar.close()
-        if self._run is not None:
-            self._run.summary.update(summary or {})
-            try:
-                self._run.finish()
-            except TimeoutError:
-                say(f"Weights & Biases has not everything yet: `wandb sync {self._run.settings.sync_dir}` later")
+        self._tell(lambda run: run.summary.update(summary or {}))
+        if preempted:
+            self._tell(lambda run: run.mark_preempting())
+        self._tell(lambda run: run.finish(exit_code=int(preempted)))  # one that ends well is no preempted one there
+
+    def _tell(self, what: Callable) -> None:
+        """Weights & Biases, whose process may be gone: DeepSpeed's launcher signals all processes below a rank."""
+        if self._run is None:
+            return
+        try:
+            what(self._run)
+        except (OSError, wandb.errors.Error):
+            say(f"Weights & Biases has not everything yet: `wandb sync {self._run.settings.sync_dir}` later")
+            self._run = None
 
 
 def _begin(config: Config, folder: Path, wandb_id: str | None, mode: str):

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -11,30 +10,34 @@ from accelerate.utils import set_seed
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
-from ffc_ds.data.randomness import mix, permute
+from ffc_ds.data.loader import check_batch_size, check_shared_memory, dead_workers_named, make_loader
+from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import check_replaced
-from ffc_ds.distributed import all_reduce, broadcast_object, host_share, rank, to_device, together, world_size
-from ffc_ds.embedding import embed
+from ffc_ds.distributed import all_reduce, barrier, host_share, rank, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint, checkpoints
+from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
 from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
+from ffc_ds.training.divergence import Diverged, Divergence
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
+from ffc_ds.training.finished import is_finished
+from ffc_ds.training.identity import identity_of
 from ffc_ds.training.meter import Meter
-from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report
+from ffc_ds.training.preemption import Preemption
+from ffc_ds.training.prefill import prefill
+from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report, write_results
+from ffc_ds.training.run_lock import RunLock
 from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import for_batch, learning_rate
 from ffc_ds.training.shared_folder import open_shared
 from ffc_ds.training.tracking import Tracker
-
-PREFILL_STREAM = 200
-PREFILL_CHUNK = 1 << 16
+from ffc_ds.training.watchdog import Watchdog, patience
 
 
 class Trainer:
@@ -45,17 +48,22 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config, self.folder = config, Path(config.output_dir)
-        self.device = init_distributed()
+        self.device = init_distributed(patience(config.train))
+        self.watchdog = Watchdog(config.train)
         self.accumulation = config.train.accumulation
         data, model = config.data, config.model
         whole = data.images_per_identity // 2 if config.loader == "id" else 1
         together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
         together(lambda: check_deepspeed_config(config))  # before any data is read
+        check_same_start(config)
         on_this_host = data.batch_size / self.accumulation * host_share()
         together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
         open_shared(self.folder)
+        self.lock = together(lambda: RunLock(self.folder) if rank() == 0 else None)
+        self.saver = Saver(self.folder / "checkpoints", config.train)
+        start = checkpoints.find(config.resume, self.saver.folder)
         self.faces, self.index, self.pairs = open_training_data(config)
-        self.people = broadcast_object(self.index.digest() if rank() == 0 else None)
+        self.people = agreed_identities(self.index)
         self.sampler = together(
             lambda: Sampler(
                 self.index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity
@@ -74,43 +82,66 @@ class Trainer:
         self.engine = together(lambda: Engine(config, backbone, momentum))
         self.optim = for_batch(config.optim, data.batch_size)
         self.meter = Meter(data.batch_size)
-        self.saver = Saver(self.folder / "checkpoints", config.train)
-        self.start, self.skipped, self.verified, self.last_result = 0, 0, {}, None
+        self.divergence = Divergence(config.train)
+        self.done, self.verified, self.last_result = 0, {}, None
         self.replaced, self.told, self.compiled = 0, set(), None
-        wandb_id = self._resume()
+        self.continued, self.resumed = False, start is not None
+        wandb_id = self._resume(start) if self.resumed else None
         self.compiled = self._compile()
         together(self._make_folder)
-        self.tracker = together(lambda: Tracker(config, self.start, self.steps, wandb_id))
+        first = self.done if self.resumed else None
+        self.tracker = together(lambda: Tracker(config, first, self.steps, wandb_id))
 
     def run(self) -> dict:
-        """Train to the end. Returns what is written to results.json."""
+        """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
+        with self.watchdog, Preemption(self.device) as preemption, dead_workers_named(rank()):
+            self._before_training()
+            while self.done < self.steps:
+                lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
+                if self.engine.gallery is not None:
+                    self.engine.gallery.follow()
+                for micro in range(self.accumulation):
+                    loss, parts = self._loss(self._next_batch(), mix(self.seed, self.done, micro, rank()))
+                    self.engine.backward(loss)
+                    applied = self.engine.step(lr)
+                    self.meter.add({"loss": loss.detach()} | parts)
+                self.head.step(applied, lr)
+                if applied and self.engine.average is not None:
+                    self.engine.average.follow(self.done)
+                self.meter.step()
+                self.done += 1
+                self.divergence.count(self.done, applied, self.engine.looks_for_scale)
+                try:
+                    self._after_step(lr)
+                except Diverged as reason:
+                    self._go_back(reason)
+                if preemption.agreed() and self.divergence.refusing is None and self.done < self.steps:
+                    return self._stop(preemption.code)
+            return self._finish()
+
+    def _before_training(self):
         given, size = self.config.optim, self.config.data.batch_size
         if given.lr_batch:
             meant = f"optim.lr {given.lr:g} is meant for batches of {given.lr_batch} images"
             self.tracker.say(f"{meant}: for these of {size} it is {self.optim.lr:g}")
-        if self.start == 0:
-            self._verify(0)
-            self._prefill()
-        batches = self.meter.timed(self._batches())
-        self.meter.start()
-        for step in range(self.start, self.steps):
-            lr = learning_rate(self.optim, step, self.steps)
-            if self.engine.gallery is not None:
-                self.engine.gallery.follow()
-            for micro in range(self.accumulation):
-                loss, parts = self._loss(next(batches), mix(self.config.seed, step, micro, rank()))
-                self.engine.backward(loss)
-                applied = self.engine.step(lr)
-                self.meter.add({"loss": loss.detach()} | parts)
-            self.head.step(applied, lr)
-            if applied and self.engine.average is not None:
-                self.engine.average.follow(step)
-            self.skipped += not applied
-            self.meter.step()
-            self._after_step(step + 1, lr)
-        if self.start == self.steps:  # resumed at its end
-            self._verify(self.steps)
-        return self._finish()
+        if not self.resumed:
+            self._verify()
+            shown = self._shown("fill the pool")
+            prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown)
+        elif self.done == self.steps:
+            self._verify()
+        if self.config.train.on_divergence == "rewind" and not self.continued:
+            self._save()  # somewhere to go back to
+        self._load_batches()
+
+    def _shown(self, what):
+        """Wraps batches so that the eye, and the watchdog, see how far they are."""
+
+        def wrap(batches):
+            bar = progress(batches, desc=what, unit="batches", leave=False, shown=rank() == 0)
+            return self.watchdog.passing(bar, what)
+
+        return wrap
 
     def _compile(self) -> bool:
         """Compile the nets if the settings want it or, by themselves, for a long run; a resumed one is computed as it
@@ -153,46 +184,57 @@ class Trainer:
         """Of the whole run, on all ranks."""
         return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
-    def _batches(self):
-        return make_loader(
+    def _load_batches(self):
+        """Those of the steps to come; other ones each time that the run has gone back."""
+        self.seed = self.sampler.seed = self.divergence.seed(self.config.seed)
+        loader = make_loader(
             self.faces,
             self.sampler,
             self.config.model.image_size,
             rank(),
             world_size(),
             self.accumulation,
-            self.start,
+            self.done,
             self.steps,
             self.config.data.workers,
             self.config.data.max_megapixels,
         )
+        self.batches = self.meter.timed(loader)
+        self.meter.start()
 
-    def _after_step(self, done, lr):
-        """Log, verify and save, each when it is time, after `done` steps."""
-        train, every, last = self.config.train, self.config.eval.every, done == self.steps
+    def _next_batch(self):
+        step = f"step {self.done + 1}"
+        self.watchdog.at(f"the data of {step}")
+        batch = next(self.batches)
+        self.watchdog.at(step)
+        return batch
+
+    def _after_step(self, lr):
+        """Log, verify and save, each when it is time. Raises Diverged."""
+        every, last = self.config.eval.every, self.done == self.steps
         self.tracker.advance()
-        if done % train.log_every == 0 or last:
-            state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "skipped_steps": self.skipped}
-            state["replaced_images"] = self._replaced_images()
-            epoch = done * self.sampler.batch_size / len(self.index.images)
-            self.tracker.log({"step": done, "epoch": epoch} | self.meter.summary() | state)
+        if self.done % self.config.train.log_every == 0 or last:
+            state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "refused_steps": self.divergence.refused}
+            state |= {"rewinds": self.divergence.rewinds, "replaced_images": self._replaced_images()}
+            epoch = self.done * self.sampler.batch_size / len(self.index.images)
+            self.tracker.log({"step": self.done, "epoch": epoch} | self.meter.summary() | state)
+            check_same_state(self.engine, self.head, self.done)
             data = self.config.data
-            check_replaced(state["replaced_images"], done * data.batch_size, data.max_replaced)
-        if last or (every and done % every == 0):
-            self._verify(done)
-        if self.saver.is_due(done, last):
+            check_replaced(state["replaced_images"], self.done * data.batch_size, data.max_replaced)
+        self.divergence.check(last)
+        if last or (every and self.done % every == 0):
+            self._verify()
+        if last or (self.saver.is_due(self.done) and self.divergence.refusing is None):
             with self.meter.paused():
-                self._save(done, last)
+                self._save()
 
-    def _verify(self, done):
-        """Verification, on identities that were not trained on, of the net that the run will hand on."""
+    def _verify(self):
+        """Verification, on identities that were not trained on, of the net that the run will hand on. Raises
+        Diverged."""
+        done = self.done
         if self.pairs is None:
             self.verified[str(done)] = {"accuracy": None, "reason": "nothing is verified"}
             return
-
-        def shown(batches):
-            return progress(batches, desc=f"verify at step {done}", unit="batches", leave=False, shown=rank() == 0)
-
         with self.meter.paused():
             self.engine.average_buffers()
             result = verify(
@@ -202,45 +244,24 @@ class Trainer:
                 self.config.eval.batch_size,
                 self.device,
                 self.engine.dtype,
-                shown,
+                self._shown(f"verify at step {done}"),
                 self.config.data.max_megapixels,
             )
+        if result is None:
+            raise Diverged(f"the embeddings are not finite at step {done}")
         self.last_result = result
-        found = {"accuracy": None, "reason": "the embeddings are not finite"} if result is None else result.to_dict()
-        self.verified[str(done)] = found
+        found = self.verified[str(done)] = result.to_dict()
         rates = {f"tar_at_far_{far}": value for far, value in found.get("tar_at_far", {}).items()}
-        flat = {key: value for key, value in found.items() if key not in ("tar_at_far", "reason")} | rates
+        flat = {key: value for key, value in found.items() if key != "tar_at_far"} | rates
         self.tracker.log({"step": done} | flat)
         self.tracker.say(f"step {done}: verification on {self.pairs.name} {percent(found)}")
 
-    def _prefill(self):
-        """One pass of the net that makes the centers over one image each of a share of the identities."""
-
-        def shown(batches):
-            return progress(batches, desc="fill the pool", unit="batches", leave=False, shown=rank() == 0)
-
-        key = mix(self.config.seed, PREFILL_STREAM)
-        torch.manual_seed(int(mix(key, rank())) >> 1)  # dropout
-        wanted = permute(np.arange(self.head.prefill_identities), self.index.identities, key)
-        for identities in np.array_split(wanted, -(-len(wanted) // PREFILL_CHUNK)) if len(wanted) else ():
-            features = embed(
-                self.engine.gallery_features,
-                self.faces,
-                self.index.images[self.index.offsets[identities]],
-                self.config.model.image_size,
-                self.at_once,
-                self.device,
-                self.engine.dtype,
-                progress=shown,
-                max_megapixels=self.config.data.max_megapixels,
-            )
-            self.head.prefill(identities, features)
-
-    def _save(self, done, last):
+    def _save(self):
+        self.watchdog.at(f"the checkpoint of step {self.done}")
         self.engine.average_buffers()
         run = {
             "identity": self._identity(),
-            "skipped": self.skipped,
+            "divergence": self.divergence.state(),
             "replaced": self._replaced_images(),
             "verified": self.verified,
             "compiled": self.compiled,
@@ -248,58 +269,83 @@ class Trainer:
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
         }
-        self.saver.save(done, last, self.engine, self.head, run)
+        self.saver.save(self.done, self.done == self.steps, self.engine, self.head, run)
 
     def _make_folder(self):
         if rank() == 0:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                checkpoints.tidy(self.folder / "checkpoints", self.config.train.keep_checkpoints)
+                if not is_finished(self.folder):
+                    (self.folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped and goes on
+                checkpoints.tidy(self.saver.folder, self.config.train.keep_checkpoints)
                 save_config(replace(self.config, resume=None), self.folder / "config.yaml")
                 pq.write_table(pa.table({"identity": self.index.names}), self.folder / "identities.parquet")
             except OSError as error:
                 raise UserError(f"output_dir {self.folder} cannot be written to: {error.strerror}.") from None
 
-    def _resume(self) -> str | None:
-        """Take over the checkpoint that is asked for, if any. Returns its run in Weights & Biases."""
-        path = checkpoints.find(self.config.resume, self.folder / "checkpoints")
-        if path is None:
-            return None
+    def _resume(self, path: Path) -> str | None:
+        """Take over the checkpoint that is asked for. Returns its run in Weights & Biases, if it is this one."""
+        run = self._take_over(path)
+        self.divergence.load(run["divergence"])
+        self.compiled = run["compiled"]
+        if (changed := changes(run["config"], self.config)) and rank() == 0:
+            say(f"going on with other settings than before: {', '.join(changed)}")
+        return run["wandb_id"] if self.continued else None
+
+    def _take_over(self, path: Path) -> dict:
+        """Go on from a checkpoint. Returns what it says of its run."""
         run = together(lambda: checkpoint.read_run(path, self._identity(), self.engine.zero_stage))
         if run["step"] > self.steps:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
-        self.start, self.skipped, self.verified = run["step"], run["skipped"], run["verified"]
-        self.compiled = run["compiled"]
+        self.done, self.verified = run["step"], run["verified"]
         self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
-        folder = self.folder / "checkpoints"
-        if path.resolve().parent != folder.resolve():
-            return None  # another folder is another run
-        checkpoints.leave_behind(folder, self.start)
-        return run["wandb_id"]
+        self.continued = path.resolve().parent == self.saver.folder.resolve()  # another folder is another run
+        if self.continued:
+            checkpoints.leave_behind(self.saver.folder, self.done)
+            self.saver.goes_on_from(self.done)
+        return run
+
+    def _go_back(self, reason: Diverged):
+        """Go on from an earlier checkpoint, more cautiously. Raises UserError if the run is to stop instead."""
+        self._take_over(self.divergence.go_back(reason, self.done, self.saver.folder, self.config.optim.lr))
+        self.tracker.go_back(self.done)
+        self._load_batches()
 
     def _identity(self) -> dict:
-        """What must be the same for a checkpoint to be of this run."""
-        config = self.config
-        model = {f"model.{key}": value for key, value in asdict(config.model).items()}
-        head = {f"head.{key}": value for key, value in asdict(config.head).items() if key != "workspace_mb"}
-        drawn = ("min_images", "batch_size", "id_share", "images_per_identity")
-        drawn += ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour")
-        data = {f"data.{key}": getattr(config.data, key) for key in drawn} | {"data.loader": config.loader}
-        optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
-        optim["optimizer"] = self.engine.optimizer_name  # a ds_config may bring its own
-        optim["train.average"] = config.train.average
-        optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
-        count = {"identities": self.index.identities, "images": len(self.index.images), "people": self.people}
-        return model | head | data | optim | count | {"seed": config.seed, "dtype": str(self.engine.dtype)}
+        return identity_of(self.config, self.engine, self.index, self.people)
+
+    def _stop(self, exit_code: int) -> dict:
+        """Save, and leave the rest to a run that is resumed."""
+        if self.saver.saved != self.done:
+            self._save()
+        results = self._results() | {"preempted": True, "exit_code": exit_code}
+        self.tracker.close(preempted=True)
+        if rank() == 0:
+            write_results(self.folder, results)
+            print(f"stopped at step {self.done} of {self.steps}; {self.saver.how_to_go_on(self.done)}", flush=True)
+            self.lock.release()
+        barrier()
+        return results
 
     def _finish(self) -> dict:
-        results = {
-            "untrained": self.verified.get("0"),
-            "trained": self.verified[str(self.steps)],
-            "steps": self.steps,
-            "skipped_steps": self.skipped,
+        self.watchdog.at("writing the results")
+        trained = {"untrained": self.verified.get("0"), "trained": self.verified[str(self.steps)]}
+        results = trained | self._results() | {"preempted": False, "exit_code": 0}
+        weights = self.engine.weights()
+        self.tracker.close({"accuracy": results["trained"]["accuracy"]})
+        together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
+        if rank() == 0:
+            print(table(results, self.folder), flush=True)
+            self.lock.release()
+        barrier()
+        return results
+
+    def _results(self) -> dict:
+        return {
+            "steps": self.done,
+            "refused_steps": self.divergence.refused,
+            "rewinds": self.divergence.rewinds,
             "identities": self.index.identities,
             "images": len(self.index.images),
             "world_size": world_size(),
@@ -307,9 +353,3 @@ class Trainer:
             "versions": versions(),
             "config": asdict(self.config),
         }
-        weights = self.engine.weights()
-        self.tracker.close({"accuracy": results["trained"]["accuracy"]})
-        together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
-        if rank() == 0:
-            print(table(results, self.folder), flush=True)
-        return results

@@ -34,7 +34,7 @@ def finished_run(folder: Path, name: str = "iresnet18", image_size: int = 32):
     results = {
         "untrained": {**found, "accuracy": 0.6358, "tar_at_far": {"0.01": 0.1, "0.001": 0.05}},
         "trained": {**found, "tar_at_far": {"0.01": 0.4801, "0.001": None}},
-        **{"steps": 7, "skipped_steps": 0, "identities": 4600, "images": 10716, "world_size": 2, "seed": 3},
+        **{"steps": 7, "refused_steps": 0, "identities": 4600, "images": 10716, "world_size": 2, "seed": 3},
         "versions": {"ffc_ds": "0.1.0", "torch": "2.13.0", "device": "cpu"},
         "config": {
             "output_dir": "/home/someone/runs/one",

@@ -156,7 +156,7 @@ def test_a_run_json_that_cannot_be_used(tmp_path, content, message):
 def different_pools(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(5) + rank(), torch.ones(5, 4))
-    with pytest.raises(RuntimeError, match="disagree about the class state"):
+    with pytest.raises(UserError, match="disagree about the class state: rank 1 against the others"):
         checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}})
     return list(folder.iterdir())
 

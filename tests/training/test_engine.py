@@ -212,19 +212,24 @@ def test_fp16_is_for_gpus_even_where_a_cpu_computes_in_it(monkeypatch, device):
             engine.read_deepspeed_config(config)
 
 
-def diverged():
+def refused_at_the_smallest_scale():
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
     engine = engine_for("zero2")
+    scale = {"init_scale": 4.0, "scale_window": 1000, "min_scale": 1.0}
+    # fp16's, which no CPU needs to be able to compute in
+    engine._engine.optimizer.loss_scaler = DynamicLossScaler(**scale, delayed_shift=1, consecutive_hysteresis=False)
+    engine._keep_refusing()
+    looks = []
+    for _ in range(4):
+        engine.backward(loss_of(engine, 0) + torch.inf)  # with gradients that are finite
+        assert not engine.step(0.1)
+        looks.append(engine.looks_for_scale)
+    return looks
 
-    def step():
-        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
 
-    engine._engine.step = step  # as DeepSpeed does in fp16
-    with pytest.raises(UserError, match="the run has diverged"):
-        engine.step(0.1)
-
-
-def test_a_loss_scale_that_cannot_fall_further_is_explained():
-    run_ranks(1, diverged)
+def test_a_loss_that_is_not_finite_is_refused_also_where_the_loss_scale_cannot_fall_further():
+    assert run_ranks(1, refused_at_the_smallest_scale) == [[True, False, False, False]]
 
 
 def threads_of(chosen):

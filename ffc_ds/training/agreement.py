@@ -1,0 +1,72 @@
+"""All ranks train the same: what differs from host to host would have them wait for each other, or learn other things.
+
+Before the data is opened, and again when it is, ranks compare what they were given with rank 0; in training, at each
+line of the log, what they have made of it.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from ffc_ds.config.ds_config import read_ds_config
+from ffc_ds.config.settings import Config
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.distributed import broadcast_object, first_on_host, rank, same_everywhere, together
+from ffc_ds.errors import UserError
+from ffc_ds.heads.base import Head
+from ffc_ds.training.engine import Engine
+from ffc_ds.training.report import versions
+
+PATHS = {"output_dir", "deepspeed", "resume", "data.train", "eval.bin"}  # may be called otherwise on another host
+OWN = {"device"}  # not every host of a cluster has the same
+
+
+def check_same_start(config: Config) -> None:
+    """Raise UserError on all ranks, with both values, if settings, ds_config or versions of a rank are not those of
+    rank 0."""
+    settings = {key: value for key, value in flat(asdict(config)).items() if key not in PATHS}
+    told = {f"{key} in the file of deepspeed": value for key, value in flat(read_ds_config(config.deepspeed)).items()}
+    made = {f"the version of {name}": value for name, value in versions().items() if name not in OWN}
+    check_same(settings | told | made, "start all ranks with the same settings and in the same environment")
+
+
+def agreed_identities(index: IdentityIndex) -> str:
+    """A digest of the identities and their images. Raises UserError on all ranks if a host has opened others."""
+    own = index.digest() if first_on_host() else None
+    wanted = broadcast_object(own)
+    check_same({"the digest of identities and their images": own or wanted}, "give all hosts the same data")
+    return wanted
+
+
+def check_same(own: dict[str, Any], remedy: str) -> None:
+    """Raise UserError on all ranks if a value is not that of rank 0."""
+    wanted = broadcast_object(own)
+
+    def check() -> None:
+        for key in sorted(wanted.keys() | own.keys()):
+            if own.get(key) != wanted.get(key):
+                raise UserError(f"{key} is {own.get(key)} on rank {rank()} and {wanted.get(key)} on rank 0: {remedy}.")
+
+    together(check)
+
+
+def check_same_state(engine: Engine, head: Head, done: int) -> None:
+    """Raise UserError on all ranks if, after `done` steps, the class state or the backbone of one is not that of the
+    others: nothing of the run can be trusted from there on."""
+    same_everywhere(head.checksum(), f"the class state after step {done}")
+    same_everywhere(engine.checksum(), f"the weights of the backbone after step {done}")
+
+
+def changes(before: dict, config: Config) -> list[str]:
+    """The settings of a run that goes on which are not those that it had (`asdict` of its Config)."""
+    earlier, now = flat(before), flat(asdict(config))
+    different = sorted(key for key in earlier.keys() & now.keys() - PATHS if earlier[key] != now[key])
+    return [f"{key} {earlier[key]} -> {now[key]}" for key in different]
+
+
+def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key; what a setting itself holds stays whole."""
+    found = {}
+    for name, value in settings.items():
+        inside = isinstance(value, dict) and not prefix
+        found |= flat(value, f"{name}.") if inside else {f"{prefix}{name}": value}
+    return found

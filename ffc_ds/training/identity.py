@@ -1,0 +1,42 @@
+"""What must be the same for a checkpoint to be of a run."""
+
+from dataclasses import asdict
+
+from ffc_ds.config.settings import Config
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.training.engine import Engine
+
+DRAWN = ("min_images", "batch_size", "id_share", "images_per_identity")
+AUGMENTED = ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour")
+LEARNT = {"full_fc", "partial_fc", "virtual_fc"}  # their class weights have an optimiser
+ANY = LEARNT | {"metric", "ffc"}
+
+
+ONLY_FOR = {
+    "sample_rate": {"partial_fc"},
+    "sub_centers": {"full_fc", "partial_fc"},
+    "group_identities": {"virtual_fc"},
+    "metric_loss": {"metric"},
+} | dict.fromkeys(
+    ("pool", "pool_size", "center_momentum", "group_size", "gallery_momentum", "prefill", "fresh_weight", "loss_terms")
+    + ("hide_unfilled", "own_rows_only", "preset"),
+    {"ffc"},
+)
+
+
+def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: str) -> dict:
+    """Model, head, optimiser, data and seed of a run, by the names of the settings that count for it (JSON).
+
+    people: a digest of the identities' names.
+    """
+    model = {f"model.{key}": value for key, value in asdict(config.model).items()}
+    read = {key: value for key, value in asdict(config.head).items() if config.head.name in ONLY_FOR.get(key, ANY)}
+    head = {f"head.{key}": value for key, value in read.items() if key != "workspace_mb"}
+    data = {f"data.{key}": getattr(config.data, key) for key in DRAWN + AUGMENTED} | {"data.loader": config.loader}
+    optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
+    optim["optimizer"] = engine.optimizer_name  # a ds_config may bring its own
+    optim["train.average"] = config.train.average
+    if config.head.name in LEARNT:
+        optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}
+    count = {"identities": index.identities, "images": len(index.images), "people": people}
+    return model | head | data | optim | count | {"seed": config.seed, "dtype": str(engine.dtype)}

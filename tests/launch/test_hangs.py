@@ -1,0 +1,91 @@
+"""Ranks that do not come: who it was is said, and all are gone."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import torch.distributed as dist
+
+from ffc_ds.config.settings import TrainConfig
+from tests.launched import TINY, free_port, processes_of, train_ranks
+from tests.warm import Call, environment, run_script, run_warm
+
+
+def _with_short_pauses(*line):
+    from ffc_ds.training import watchdog
+
+    watchdog.PAUSE = 0.2
+    run_script(*line)
+
+
+def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path):
+    limit = ("--train.steps", "9000", "--eval.holdout", "0", "--train.step_timeout", "0.1", "--data.workers", "1")
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(train_ranks, 2, *TINY, "--output_dir", str(tmp_path), *limit, how=_with_short_pauses)
+        ranks = processes_of(ended, tmp_path, 2)
+        below = [child for each in ranks for child in each.children()]
+        ranks[1].suspend()
+    first, second = ended.result()
+    assert (first.code, second.code) == (1, -signal.SIGKILL)
+    assert re.search(
+        rf"step \d+ did not end within 0.1 minutes.* rank 1 \(process {ranks[1].pid} on .*\) did not come", first.stderr
+    )
+    psutil.wait_procs(below, timeout=30)
+    assert below and not any(each.is_running() for each in below)
+
+
+def test_a_data_worker_that_died_is_named(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        arguments = ("--train.steps", "4000", "--data.workers", "1", "--output_dir", str(tmp_path))
+        ended = pool.submit(train_ranks, 1, *TINY, *arguments)
+        (rank,) = processes_of(ended, tmp_path, 1)
+        rank.children()[0].kill()
+    (only,) = ended.result()
+    assert only.code == 2 and "Traceback" not in only.stderr
+    assert re.search(r"error: a data worker of rank 0 on \S+ has died: DataLoader worker \(pid", only.stderr)
+
+
+def _meets_or_not(which):
+    """Two ranks at step 3: "worker" has the second one wait for a stopped process, "rank 0" stops the first one."""
+    from ffc_ds import distributed
+    from ffc_ds.training import watchdog
+
+    watchdog.PAUSE, watchdog.MARGIN = 0.2, 3.0
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    watch = watchdog.Watchdog(TrainConfig(step_timeout=1 / 60))
+    distributed.barrier()
+    watch.at("step 3")
+    if which == "worker" and rank == 1:
+        watch.at("the data of step 3")
+        child = subprocess.Popen(["sleep", "60"])
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(60)
+    if which == "rank 0" and rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    distributed.barrier()
+    time.sleep(60)
+
+
+def ended(which):
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [environment(RANK=rank, LOCAL_RANK=rank, **job) for rank in "01"]
+    return run_warm([Call(_meets_or_not, (which,), rank) for rank in ranks], kill_others=which == "rank 0")
+
+
+def test_who_waits_for_a_data_worker_is_named():
+    first, second = ended("worker")
+    assert first.code == second.code == 1
+    assert re.search(
+        r"step 3 did not end .* rank 1 .*, which is at the data of step 3 \(its data worker \d+ is stopped\), did",
+        first.stderr,
+    )
+
+
+def test_a_rank_0_that_keeps_the_store_and_is_stopped_is_named():
+    _, second = ended("rank 0")
+    assert second.code == 1 and "step 3 did not end" in second.stderr and "Rank 0 does not answer" in second.stderr
