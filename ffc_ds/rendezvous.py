@@ -16,12 +16,14 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ffc_ds.errors import UserError
+from ffc_ds.interface import address_towards, choose_interface
 from ffc_ds.launching import GRACE
 from ffc_ds.progress import waiting
 
 PATIENCE = 600.0  # seconds for all ranks to start
 ANSWER = 30.0  # seconds for rank 0 to answer once it listens
 RUN, RANK = "ffc_ds/run", "ffc_ds/rank/{}"
+ELSEWHERE, FROM_RANK_0 = "ffc_ds/elsewhere", "ffc_ds/elsewhere/from_rank_0"  # a host that is not that of rank 0
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 REMEDY = "start them with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each."
 
@@ -29,8 +31,9 @@ REMEDY = "start them with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER
 def meet() -> dist.Store | None:
     """Wait until all ranks of the launcher are there; a process without a launcher is alone.
 
-    Sets MASTER_ADDR and MASTER_PORT to what `torch.distributed` shall use, while the result is kept. Raises UserError
-    where the port is another run's, where a rank does not come, and where the environment says too little.
+    Sets MASTER_ADDR, MASTER_PORT and, for several hosts, GLOO_SOCKET_IFNAME to what `torch.distributed` shall use,
+    while the result is kept. Raises UserError where the port is another run's, where a rank does not come, and where
+    the environment says too little.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None  # torchrun has brought them together
@@ -52,15 +55,17 @@ def meet() -> dist.Store | None:
         store.set(RUN, run)
         with waiting(f"waiting at {host}:{port} for all {world} ranks"):
             _wait_for_all(store, world)
-        return store
-    _wait_for_rank_0(host, port)
-    store = _answer(host, port, rank, run)
-    if store is None:
-        time.sleep(GRACE)  # rank 0 of this run could not listen, and says so better
-        raise UserError(
-            f"{host}:{port} answers, but not for this run: another run may use the port (--master_port gives this one "
-            "its own), or rank 0 was started with other arguments."
-        )
+    else:
+        _wait_for_rank_0(host, port)
+        store = _answer(host, port, rank, run)
+        if store is None:
+            time.sleep(GRACE)  # rank 0 of this run could not listen, and says so better
+            raise UserError(
+                f"{host}:{port} answers, but not for this run: another run may use the port (--master_port gives this "
+                "one its own), or rank 0 was started with other arguments."
+            )
+    if int(os.environ.get("LOCAL_SIZE") or world) < world and (other := _other_host(store, host, rank)):
+        choose_interface(other)
     return store
 
 
@@ -119,10 +124,27 @@ def _answer(host: str, port: int, rank: int, run: str) -> dist.TCPStore | None:
     def ask() -> None:
         with suppress(dist.DistError):
             store = dist.TCPStore(host, port, timeout=timedelta(seconds=ANSWER), wait_for_workers=False)
-            if store.get(RUN).decode() == run and store.add(RANK.format(rank), 1) == 1:
+            if store.get(RUN).decode() != run:
+                return
+            if address := address_towards(host):
+                store.set(ELSEWHERE, address)
+            if store.add(RANK.format(rank), 1) == 1:
                 found.append(store)
 
     thread = threading.Thread(target=ask, daemon=True)  # torch itself waits for ever for a server that is silent
     thread.start()
     thread.join(ANSWER)
     return found[0] if found else None
+
+
+def _other_host(store: dist.TCPStore, master: str, rank: int) -> str:
+    """Name or address of a host of the run that is not this one, or nothing if no such host is seen.
+
+    To the ranks beside rank 0, the name of their own host says nothing of the way to others: they are told an address.
+    """
+    if rank == 0:
+        store.set(FROM_RANK_0, store.get(ELSEWHERE) if store.check([ELSEWHERE]) else b"")
+    elif address_towards(master):
+        return master
+    store.wait([FROM_RANK_0], timedelta(seconds=PATIENCE))
+    return store.get(FROM_RANK_0).decode()

@@ -67,6 +67,9 @@ class DataConfig:
     """Processes per rank that read and decode images; 0 does it in the training process."""
     max_megapixels: float = MAX_MEGAPIXELS
     """An image whose header announces more counts as damaged, before it is decoded; at most 178."""
+    max_replaced: float = 0.01
+    """Share of the images seen so far that may have been replaced, because they could not be read or decoded; with more
+    the run ends. Judged with each line of metrics (train.log_every)."""
 
 
 @dataclass

@@ -66,6 +66,7 @@ def check_values(config) -> None:
         "data.blur": config.data.blur,
         "data.grey": config.data.grey,
         "data.colour": config.data.colour,
+        "data.max_replaced": config.data.max_replaced,
         "head.prefill": config.head.prefill,
         "head.sample_rate": config.head.sample_rate,
         "head.gallery_momentum": config.head.gallery_momentum,

@@ -8,7 +8,7 @@ MAX_BYTES = 1 << 29  # of an encoded image
 
 
 class CorruptImage(UserError):
-    """An image that cannot be decoded, or is too large to be."""
+    """An image that cannot be read or decoded, or is too large to be."""
 
 
 def check_size(width: int, height: int, max_megapixels: float) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,31 +12,42 @@ BLOCK = 1 << 10  # bytes
 FEWEST = 4  # blocks of a larger file
 PACE = 1 << 24  # bytes of it for each block more
 PART = 256  # files of one task
+UNREADABLE = b"unreadable"
 THREADS = 16  # a network file system answers many at once
 
 
-def content_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
+def content_fingerprint(files: Iterable[tuple[str, Path]], all_readable: bool = True) -> str:
     """Hexadecimal, the same for the same (name, path) pairs in any order while names, sizes and contents stay.
 
     Small files are read whole if they are few; of the others their first and last block and some evenly between them
     are, so that a fingerprint costs little more than looking at the files. Raises OSError for a file that cannot be
-    read.
+    read, unless not `all_readable` need be: then it is that it cannot be read which counts.
     """
     files = sorted(files)
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
-    digest = partial(_digest, small=SMALL // max(len(files), 1))
+    digest = partial(_digest, small=SMALL // max(len(files), 1), all_readable=all_readable)
     with ThreadPoolExecutor(THREADS) as pool:
         return hashlib.blake2b(b"".join(pool.map(digest, parts)), digest_size=16).hexdigest()
 
 
-def _digest(files: list[tuple[str, Path]], small: int) -> bytes:
+def _digest(files: list[tuple[str, Path]], small: int, all_readable: bool) -> bytes:
     digest = hashlib.blake2b()
     for name, path in files:
         digest.update(hashlib.blake2b(os.fsencode(name)).digest())
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(size.to_bytes(8))
-            last, blocks = max(size - BLOCK, 0), size // BLOCK + 2 if size <= small else FEWEST + size // PACE
-            for place in dict.fromkeys(last * block // (blocks - 1) for block in range(blocks)):
-                digest.update(os.pread(file.fileno(), BLOCK, place))
+        try:
+            for part in _parts(path, small):
+                digest.update(part)
+        except OSError:
+            if all_readable:
+                raise
+            digest.update(UNREADABLE)
     return digest.digest()
+
+
+def _parts(path: Path, small: int) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        yield size.to_bytes(8)
+        last, blocks = max(size - BLOCK, 0), size // BLOCK + 2 if size <= small else FEWEST + size // PACE
+        for place in dict.fromkeys(last * block // (blocks - 1) for block in range(blocks)):
+            yield os.pread(file.fileno(), BLOCK, place)

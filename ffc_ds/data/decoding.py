@@ -22,12 +22,12 @@ FRAME, APP1 = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}, 0xE1
 
 
 def decode(
-    encoded: bytes, size: int, out: np.ndarray | None = None, max_megapixels: float = MAX_MEGAPIXELS
+    encoded: bytes | CorruptImage, size: int, out: np.ndarray | None = None, max_megapixels: float = MAX_MEGAPIXELS
 ) -> np.ndarray:
     """Decode one image of any of `FORMATS` (JPEG by simplejpeg, twice as fast as Pillow, identical pixels).
 
     What its pixels are is told by `rgb.upright_rgb`; an image of another size or shape is stretched to the square,
-    bilinear with antialiasing.
+    bilinear with antialiasing. One that could not even be read stands for itself, as the error that says so.
 
     Returns:
         uint8 [size, size, 3], `out` when given (contiguous). Raises CorruptImage with the reason; `out` is undefined
@@ -55,7 +55,7 @@ def refuse(position: int, error: CorruptImage) -> None:
 
 
 def decode_many(
-    encoded: Sequence[bytes],
+    encoded: Sequence[bytes | CorruptImage],
     size: int,
     out: Sequence[np.ndarray] | None = None,
     damaged: Callable[[int, CorruptImage], None] = refuse,
@@ -63,7 +63,7 @@ def decode_many(
 ) -> Sequence[np.ndarray]:
     """Decode images of mixed formats into uint8 [n, size, size, 3] (into the images of `out` when given).
 
-    `damaged` is called with the position and the error of each image that cannot be decoded: it raises, or fills
+    `damaged` is called with the position and the error of each that cannot be read or decoded: it raises, or fills
     `out[position]` itself.
     """
     if out is None:
@@ -102,8 +102,10 @@ def jpeg_header(encoded: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _pixels(encoded: bytes, size: int, out: np.ndarray | None, max_megapixels: float) -> np.ndarray:
+def _pixels(encoded: bytes | CorruptImage, size: int, out: np.ndarray | None, max_megapixels: float) -> np.ndarray:
     """Pixels of the whole image, at least `size` in each direction if it has so many; in `out` where they fit."""
+    if isinstance(encoded, CorruptImage):
+        raise encoded
     check_bytes(len(encoded))
     pixels = None
     if encoded[:2] == b"\xff\xd8":

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.copies import check_copies
-from ffc_ds.data.decoding import CorruptImage, read_image_file
+from ffc_ds.data.decoding import read_image_file
 from ffc_ds.errors import UserError
 
 ROWS = 1 << 20  # whose labels are in memory at a time
@@ -64,16 +65,16 @@ class Faces:
     def label(self, row: int) -> int | str:
         return self._names(int(row), 1)[0].as_py()
 
-    def encoded(self, rows: np.ndarray) -> list[bytes]:
+    def encoded(self, rows: np.ndarray) -> list[bytes | CorruptImage]:
         """The encoded images of `rows` (int64 [k], duplicates allowed), in that order.
 
-        Raises UserError when an image has neither bytes nor a readable file.
+        One that has neither bytes nor a readable file is the error that says so: whoever decodes it, raises it.
         """
         rows = np.asarray(rows)
         places = rows if self._places is None else self._places.take(pa.array(rows)).to_numpy()
         found = [self._encoded[place].as_py() for place in places.tolist()]
         for missing in [i for i, one in enumerate(found) if one is None]:
-            found[missing] = self._read_file(rows[missing], int(places[missing]))
+            found[missing] = self._read_file(int(places[missing]))
         return found
 
     def check_copies(self) -> None:
@@ -113,14 +114,16 @@ class Faces:
             f"{f' (and {more:,} more)' if more else ''}; take such rows out, or choose another column"
         )
 
-    def _read_file(self, row: int, place: int) -> bytes:
+    def _read_file(self, place: int) -> bytes | CorruptImage:
         image = self._images[place].as_py()
         if image is None or image["path"] is None:
-            raise UserError(f"{self.where(row)} has no image bytes and no file")
+            return CorruptImage("it has no image bytes and no file")
         try:
             return read_image_file(image["path"])
-        except (OSError, CorruptImage) as error:
-            raise UserError(f"{self.where(row)} has no image bytes and no readable file ({error})") from error
+        except CorruptImage as error:
+            return error
+        except OSError as error:  # gone, or the disk or its server fails
+            return CorruptImage(f"{image['path']} cannot be read ({error.strerror or error})")
 
 
 def check_choice(wanted: str, available: Collection[str], complaint: str) -> None:

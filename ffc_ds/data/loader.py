@@ -36,7 +36,7 @@ class Batch(NamedTuple):
         labels: int64 array [2, R], the identities of the whole global micro-batch, in rank order; host data.
         flips: bool array [2, r]; host data, like all that follows.
         bytes: uint8 array [2, r, RANDOM_BYTES], see `augment.to_input`.
-        replaced: says for each place whose image could not be decoded which one it was and what stands there instead.
+        replaced: says for each place whose image could not be read or decoded which one it was, and what stands there.
     """
 
     images: torch.Tensor

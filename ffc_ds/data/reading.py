@@ -1,4 +1,4 @@
-"""From rows of a dataset to pixels: an image that cannot be decoded is refused, or another one takes its place."""
+"""From rows of a dataset to pixels: one that cannot be read or decoded is refused, or another takes its place."""
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from ffc_ds.errors import UserError
 def read_images(faces, rows: np.ndarray, image_size: int, max_megapixels: float = MAX_MEGAPIXELS) -> torch.Tensor:
     """Read and decode rows (int64, any shape) of `Faces`, or what reads like it, into uint8 [*rows.shape, S, S, 3].
 
-    Raises CorruptImage, naming the row, for an image that cannot be decoded or announces more than `max_megapixels`,
-    unless `faces` has substitutes.
+    Raises CorruptImage, naming the row, for an image that cannot be read or decoded, or that announces more than
+    `max_megapixels`, unless `faces` has substitutes.
     """
     images = np.empty((*rows.shape, image_size, image_size, 3), dtype=np.uint8)
     read_into(images, faces, rows, max_megapixels)
@@ -48,5 +48,5 @@ def _substitute(pixels: np.ndarray, faces, row: int, error: CorruptImage, max_me
             continue
         return f"{where}: {error}; {faces.where(other)} takes its place"
     raise UserError(
-        f"{where}: {error}; no other image of that identity can be decoded either: mend one, or remove the identity"
+        f"{where}: {error}; no other image of that identity can be used either: mend one, or remove the identity"
     ) from None

@@ -1,4 +1,4 @@
-"""The images of a training: several sets as one, and substitutes for images that cannot be decoded."""
+"""The images of a training: several sets as one, and substitutes for images that cannot be read or decoded."""
 
 import hashlib
 from bisect import bisect_left
@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.opening import FaceSet
+from ffc_ds.errors import shared
 
 TEXT = pa.large_string()
+JUDGED = 500  # images; among fewer, a few damaged ones say little
 
 
 def joined(sets: Sequence[FaceSet], split: str, alone: bool) -> "Faces | JointFaces":
@@ -48,8 +51,8 @@ class JointFaces:
         number = self._set_of(row)
         return f"{self._called[number]}/{self.sets[number].label(row - self._first_rows[number])}"
 
-    def encoded(self, rows: np.ndarray) -> list[bytes]:
-        """The encoded images of `rows` (int64 [k], duplicates allowed), in that order. Raises UserError."""
+    def encoded(self, rows: np.ndarray) -> list[bytes | CorruptImage]:
+        """As `Faces.encoded`."""
         of_set, found = self._set_of(rows), []
         for number in np.unique(of_set):
             found += self.sets[number].encoded(rows[of_set == number] - self._first_rows[number])
@@ -83,3 +86,14 @@ class TrainingFaces:
         identity = bisect_left(range(index.identities), self.faces.label(row), key=lambda i: index.names[i].as_py())
         own = index.images[index.offsets[identity] : index.offsets[identity + 1]]
         return np.roll(own, -np.searchsorted(own, row))[1:]
+
+
+def check_replaced(replaced: int, seen: int, most: float) -> None:
+    """Raise UserError if more than the share `most` of the images that were seen so far, by all ranks, were replaced:
+    then it is no longer a matter of single images. To be called on all ranks alike."""
+    if seen >= JUDGED and replaced > most * seen:
+        raise shared(
+            f"{replaced:,} of the {seen:,} images seen so far ({replaced / seen:.2%}) could not be read or decoded, "
+            f"more than data.max_replaced {most:g} allows. Mend those that are named above, or the disk that they are "
+            "on, and go on with --resume auto; or allow more."
+        )

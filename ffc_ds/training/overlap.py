@@ -52,4 +52,5 @@ def _same_images(pairs: Pairs, faces, index: IdentityIndex) -> int:
 def _digests(images, rows: np.ndarray):
     for start in range(0, len(rows), BATCH):
         for image in images.encoded(rows[start : start + BATCH]):
-            yield hashlib.blake2b(image, digest_size=16).digest()
+            if isinstance(image, bytes):  # and no error in the place of one that cannot be read
+                yield hashlib.blake2b(image, digest_size=16).digest()

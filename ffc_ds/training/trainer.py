@@ -13,6 +13,7 @@ from ffc_ds.data.augment import to_input
 from ffc_ds.data.loader import check_batch_size, check_shared_memory, dead_workers_named, make_loader
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.training_faces import check_replaced
 from ffc_ds.distributed import all_reduce, barrier, host_share, rank, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
@@ -172,7 +173,7 @@ class Trainer:
         return self.head.loss(probe, batch.labels, gallery)
 
     def _tell_replaced(self, replaced):
-        """Count the images that could not be decoded, and say of each once what stands in its place."""
+        """Count the images that could not be read or decoded, and say of each once what stands in its place."""
         self.replaced += len(replaced)
         for what in replaced:
             if what not in self.told:
@@ -218,6 +219,8 @@ class Trainer:
             epoch = self.done * self.sampler.batch_size / len(self.index.images)
             self.tracker.log({"step": self.done, "epoch": epoch} | self.meter.summary() | state)
             check_same_state(self.engine, self.head, self.done)
+            data = self.config.data
+            check_replaced(state["replaced_images"], self.done * data.batch_size, data.max_replaced)
         self.divergence.check(last)
         if last or (every and self.done % every == 0):
             self._verify()

@@ -43,6 +43,20 @@ def test_other_names_and_other_places_are_another_fingerprint(files, tmp_path):
     assert content_fingerprint(swapped) != content_fingerprint(files)
 
 
+def test_a_file_that_cannot_be_read_is_another_content(files):
+    before = content_fingerprint(files, all_readable=False)
+    assert before == content_fingerprint(files)
+    files[0][1].unlink()
+    files[0][1].symlink_to("/proc/self/mem")  # whose first bytes nobody can read: EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        content_fingerprint(files)
+    assert content_fingerprint(files, all_readable=False) != before
+    files[0][1].unlink()
+    with pytest.raises(FileNotFoundError):
+        content_fingerprint(files)
+    assert content_fingerprint(files, all_readable=False) != before
+
+
 @pytest.mark.parametrize("place", [0, 1023, 1024, 100_000, 777_777, 999_999])
 def test_any_byte_of_few_small_files_counts(tmp_path, place):
     content = bytearray(10**6)

@@ -9,6 +9,7 @@ from ffc_ds.data import faces as faces_module
 from ffc_ds.data.bounds import MAX_BYTES
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.reading import read_images
 from ffc_ds.errors import UserError
 from tests.identities import all_labels, members
 from tests.tables import INTEGER, colours, png, table
@@ -88,8 +89,8 @@ def test_image_column_must_hold_images():
         {"image": [None], "label": [0]},
         features=datasets.Features(image=datasets.Image(), label=datasets.Value("int64")),
     )
-    with pytest.raises(UserError, match=r"row 0 \(label 0\) of x has no image bytes"):
-        Faces(missing, "x", "image", "label").encoded(np.array([0]))
+    with pytest.raises(UserError, match=r"row 0 \(label 0\) of x: it has no image bytes"):
+        read_images(Faces(missing, "x", "image", "label"), np.array([0]), 8)
 
 
 def test_a_file_too_long_to_be_an_image_is_not_read(tmp_path):
@@ -99,5 +100,5 @@ def test_a_file_too_long_to_be_an_image_is_not_read(tmp_path):
     images = [{"bytes": None, "path": str(path)}]
     features = datasets.Features(image=datasets.Image(decode=False), label=INTEGER)
     faces = Faces(datasets.Dataset.from_dict({"image": images, "label": [7]}, features), "x", "image", "label")
-    with pytest.raises(UserError, match=rf"row 0 \(label 7\) of x .*it is {MAX_BYTES + 1:,} bytes long"):
-        faces.encoded(np.array([0]))
+    with pytest.raises(UserError, match=rf"row 0 \(label 7\) of x: it is {MAX_BYTES + 1:,} bytes long"):
+        read_images(faces, np.array([0]), 8)

@@ -10,6 +10,7 @@ import pytest
 
 from ffc_ds.data.decoding import decode
 from ffc_ds.data.opening import load_faces, open_set
+from ffc_ds.data.reading import read_images
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
 from tests.tables import colours, png, table
@@ -60,8 +61,10 @@ def test_image_folder_reads_files(tmp_path):
     faces = load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
     assert all_labels(faces) == ["ann", "ann", "bob"] and colours(faces, [2, 0]) == [2, 0]
     (tmp_path / "faces" / "bob" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"row 2 \(label bob\) of split 'train' of .* no readable file .*2\.png"):
-        faces.encoded(np.array([2]))
+    with pytest.raises(
+        UserError, match=r"row 2 \(label bob\) of split 'train' of .*/bob/2\.png cannot be read \(No such"
+    ):
+        read_images(faces, np.array([0, 2]), 8)
 
 
 def test_saved_to_disk(tmp_path):

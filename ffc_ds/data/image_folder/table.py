@@ -4,6 +4,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def open_image_folder(root: str | os.PathLike) -> dict[str, datasets.Dataset]:
     Columns: image, an undecoded {"bytes": null, "path": absolute path}, and label, the person's name as the folder has
     it (string; bytes that are no UTF-8 as \\xNN, and an image with such bytes in its path is in the table itself).
     The table lies in the datasets cache and is found by what is in the images; the dataset has their fingerprint.
-    Raises UserError as `read_image_folder` does, for an image that vanishes, and if the cache cannot be written.
+    Raises UserError as `read_image_folder` does, and if the cache cannot be written.
     """
     folder = read_image_folder(root)
     if folder.left_out or folder.doubts:
@@ -50,13 +51,10 @@ def open_image_folder(root: str | os.PathLike) -> dict[str, datasets.Dataset]:
 
 
 def content_of(root: str, people: People) -> str:
-    """Hexadecimal, another one when names, sizes or contents change. Raises UserError for an image that is gone."""
+    """Hexadecimal, another one when names, sizes or contents change, or when an image can no longer be read."""
     paths = list(chain.from_iterable(people.values()))
     parts = ([(path, Path(root, path)) for path in paths[start : start + PART]] for start in range(0, len(paths), PART))
-    try:
-        return _digest(*map(content_fingerprint, parts))
-    except OSError as error:
-        raise UserError(f"image {printable(str(error.filename))} cannot be read: {error.strerror}") from None
+    return _digest(*(content_fingerprint(part, all_readable=False) for part in parts))
 
 
 def _write(path: Path, root: str, people: People) -> None:
@@ -91,8 +89,9 @@ def _image(path: str) -> dict:
     try:
         path.encode()
     except UnicodeEncodeError:  # Arrow cannot hold this name, by which alone the file can be opened
-        return {"bytes": Path(path).read_bytes(), "path": printable(path)}
-    return {"bytes": None, "path": path}
+        with suppress(OSError):
+            return {"bytes": Path(path).read_bytes(), "path": printable(path)}
+    return {"bytes": None, "path": printable(path)}
 
 
 def _digest(*parts: str) -> str:

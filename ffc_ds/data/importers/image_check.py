@@ -13,12 +13,14 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 THUMBNAIL = 8  # pixels; a JPEG of which little is wanted is decoded faster, and read to its end all the same
 
 
-def damage(image: bytes, check: Check, max_megapixels: float = MAX_MEGAPIXELS) -> str | None:
-    """Why an encoded image cannot be used, or None.
+def damage(image: bytes | CorruptImage, check: Check, max_megapixels: float = MAX_MEGAPIXELS) -> str | None:
+    """Why an encoded image, or one that could not be read, cannot be used, or None.
 
     "header" is content with a signature, an end marker, and dimensions, of no more than `max_megapixels`, where JPEG
     and PNG have them, and decodes what has not; "full" decodes everything.
     """
+    if isinstance(image, CorruptImage):
+        return str(image)
     try:
         check_bytes(len(image))
         if check == "header" and (size := _size_of_whole_jpeg(image) or _size_of_whole_png(image)):

@@ -115,12 +115,10 @@ def examine_rows(
     hashes, broken = [], []
     for first in range(start, stop, BATCH):
         rows = np.arange(first, min(first + BATCH, stop))
-        for row, image in zip(rows.tolist(), _encoded(faces, rows), strict=True):
-            missing = isinstance(image, str)
-            reason = image if missing else damage(image, check, max_megapixels)
-            if reason is not None:
-                broken.append(Broken(faces.where(row), reason.removeprefix(f"{faces.where(row)} ")))
-            hashes.append(hashlib.blake2b(b"" if missing else image, digest_size=8).digest())
+        for row, image in zip(rows.tolist(), faces.encoded(rows), strict=True):
+            if (reason := damage(image, check, max_megapixels)) is not None:
+                broken.append(Broken(faces.where(row), reason))
+            hashes.append(hashlib.blake2b(image if isinstance(image, bytes) else b"", digest_size=8).digest())
     return start, np.frombuffer(b"".join(hashes), np.uint64), broken
 
 
@@ -129,14 +127,6 @@ def _faces(name: str, split: str, image_column: str, label_column: str, cache: s
     """The dataset, opened once in each worker, from the copy that its parent made."""
     datasets.config.HF_DATASETS_CACHE = cache
     return load_faces(name, split, image_column, label_column)
-
-
-def _encoded(faces: Faces, rows: np.ndarray) -> list[bytes | str]:
-    """The images, or why there is none."""
-    try:
-        return faces.encoded(rows)
-    except UserError as error:
-        return [str(error)] if len(rows) == 1 else [one for row in rows for one in _encoded(faces, row[None])]
 
 
 def long_tail(images_per_identity: np.ndarray) -> list[tuple[int, int, int]]:

@@ -53,7 +53,7 @@ def test_everything_is_counted(folder, check):
     assert found.repeated == sum(len(labels) - 1 for labels in images.values()) == 6
     assert found.shared == sum(len(set(labels)) - 1 for labels in images.values()) == 3
     assert [key for key, _ in found.broken] == [f"row {i} (label 5) of split 'train' of {folder}" for i in (17, 18, 19)]
-    assert found.broken[2].reason.startswith("has no image bytes and no file")
+    assert found.broken[2].reason.startswith("it has no image bytes and no file")
 
 
 def test_images_of_too_many_pixels_are_broken(tmp_path):
