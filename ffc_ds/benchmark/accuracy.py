@@ -16,6 +16,8 @@ from ffc_ds.config.paths import find_file
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
 
+DATA = ("data.train", "data.min_images")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -87,14 +89,17 @@ def train_cells(
 
 
 def _check_alike(found: list[dict], folder: Path) -> None:
-    """Raise UserError unless the cells, as far as they say, are of the same data, budget and number of ranks."""
+    """Raise UserError unless the cells, as far as they say, are of one recipe and number of ranks, and those that name
+    the same data of the same data and budget."""
     for key in ("every", "ranks", "identities", "images", "steps"):
-        values = [each[key] for each in found if key in each]
-        if any(value != values[0] for value in values):
-            raise UserError(
-                f"{folder} holds cells that cannot be compared with this one: {key} is {values[0]} there and "
-                f"{values[-1]} here. Choose another --output, or repeat the settings that they were made with."
-            )
+        first = {}
+        for each in found:
+            data = "" if key in ("every", "ranks") else json.dumps([each.get("settings", {}).get(name) for name in DATA])
+            if key in each and first.setdefault(data, each[key]) != each[key]:
+                raise UserError(
+                    f"{folder} holds cells that cannot be compared with this one: {key} is {first[data]} there and "
+                    f"{each[key]} here. Choose another --output, or repeat the settings that they were made with."
+                )
 
 
 def read_recipe(path: Path) -> tuple[dict, list[Experiment]]:
@@ -119,7 +124,7 @@ def _lines(seeds: int, cells: dict[str, dict]) -> dict[str, list[Cell]]:
 
 def write_tables(name: str, experiments: list[Experiment], output: Path) -> None:
     """OUTPUT/NAME.md and NAME.png from the cells that are there."""
-    parts, panels, commands, last = [], {}, {}, None
+    parts, panels, commands, last, told = [], {}, {}, None, None
     for experiment in experiments:
         rows, panels[experiment.title] = [], {}
         for label, cells in experiment.lines.items():
@@ -131,16 +136,14 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
                 rows.append([label, *_row(found)])
                 panels[experiment.title][label] = [100 * each["trained"]["accuracy"] for each in found]
         if rows:
-            heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "images/s", "memory a rank, GiB", "seeds"]
-            parts.append(f"## {experiment.title}\n\n{markdown_table(heading, rows)}")
+            heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
+            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} ranks.\n\n".format(**last)
+            said, told = ("" if data == told else data), data
+            parts.append(f"## {experiment.title}\n\n{said}{markdown_table(heading, rows)}")
     if last is None:
         return
     dot_chart({title: lines for title, lines in panels.items() if lines}, "accuracy, %", output / f"{name}.png")
-    about = (
-        f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {last['ranks']} "
-        "ranks. Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds; "
-        "images/s are their median."
-    )
+    about = "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
     made = how_it_was_made(commands, last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
@@ -154,7 +157,6 @@ def _row(found: list[dict]) -> list[str]:
         f"{np.mean(accuracy):.2f}{spread}",
         _mean([each["tar_at_far"]["0.01"] for each in trained], ".3f"),
         _mean([each["auc"] for each in trained], ".4f"),
-        format(np.median([each["images_per_second"] for each in found]), ".0f"),
         _mean([each["memory_gib"] for each in found], ".2f"),
         str(len(found)),
     ]
