@@ -94,7 +94,8 @@ def _check_alike(found: list[dict], folder: Path) -> None:
     for key in ("every", "ranks", "identities", "images", "steps"):
         first = {}
         for each in found:
-            data = "" if key in ("every", "ranks") else json.dumps([each.get("settings", {}).get(name) for name in DATA])
+            own = each.get("settings", {})
+            data = None if key in ("every", "ranks") else tuple(own.get(name) for name in DATA)
             if key in each and first.setdefault(data, each[key]) != each[key]:
                 raise UserError(
                     f"{folder} holds cells that cannot be compared with this one: {key} is {first[data]} there and "
