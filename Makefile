@@ -18,7 +18,7 @@ train: $(VENV)/ready
 	deepspeed $(RANKS) --master_port $(PORT) launch/train.py --config $(RECIPE) --resume auto
 
 test: $(VENV)/ready
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 test-golden: $(VENV)/ready
 	@test -n "$(GOLDEN_DIR)$(MARGINS_DIR)" || { echo "make test-golden needs GOLDEN_DIR= or MARGINS_DIR=folder/with/traces"; exit 2; }
