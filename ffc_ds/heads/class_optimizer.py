@@ -4,35 +4,47 @@ import torch
 from torch import Tensor
 
 from ffc_ds.config.settings import ClassOptimConfig
-from ffc_ds.data.randomness import mix
+from ffc_ds.heads.stochastic_rounding import StochasticRounding
 from ffc_ds.heads.workspace import Workspace
 
 
 class _RowOptimizer:
     """State of the shape of the class weights: fp32 or, with the weights, bf16; on the device or in host memory.
 
-    bf16 rows are rounded up or down at random in proportion to the distance, so that small updates count on average;
-    the draws of a step follow from `seed` and the step, in the order in which its blocks are updated.
+    bf16 rows are rounded stochastically, by `seed`, step and row of all ranks.
 
     unit_dim: rows are made of vectors of so many numbers that are made unit vectors after each update, if it is given.
+    first_row: the row of all ranks that is the first one here.
     """
 
     slots: tuple[str, ...] = ()
 
     def __init__(
-        self, config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int, unit_dim: int | None = None
+        self,
+        config: ClassOptimConfig,
+        weights: Tensor,
+        workspace: Workspace,
+        seed: int,
+        unit_dim: int | None = None,
+        first_row: int = 0,
     ):
         self.config, self.weights, self.workspace, self.seed, self.unit_dim = config, weights, workspace, seed, unit_dim
         on_host = config.memory == "host" and weights.device.type != "cpu"
         place = {"device": "cpu", "pin_memory": True} if on_host else {"device": weights.device}
         self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
-        self.generator = torch.Generator(weights.device)
+        self._round = StochasticRounding(("weights", *self.slots), weights.shape[1], workspace)
+        self._first_row = first_row
         self.updates = 0
+
+    @property
+    def _is_rounded(self) -> bool:
+        return self.weights.dtype == torch.bfloat16
 
     def begin(self, step: int) -> None:
         """A step of the run is going to be applied."""
         self.updates += 1
-        self.generator.manual_seed(int(mix(self.seed, step)) >> 1)
+        if self._is_rounded:
+            self._round.begin(self.seed, step)
 
     def read(self, name: str, rows: slice | Tensor) -> Tensor:
         """Rows of a state as fp32 [b, dim] on the device of the weights."""
@@ -49,14 +61,18 @@ class _RowOptimizer:
         """Put updated weights fp32 [b, dim] in their place; overwritten."""
         if self.unit_dim:
             unit_vectors_(weights, self.unit_dim)
-        self.write(self.weights, rows, weights)
+        self._write("weights", self.weights, rows, weights)
 
-    def write(self, tensor: Tensor, rows: slice | Tensor, value: Tensor) -> None:
-        """Put fp32 rows [b, dim] into `tensor`, unless they are a part of it."""
-        if tensor.dtype == torch.bfloat16:
-            value = _round_stochastically(value, self.generator)
+    def write(self, name: str, rows: slice | Tensor, value: Tensor) -> None:
+        """Put fp32 rows [b, dim] into a state, unless they are a part of it."""
+        self._write(name, self.state[name], rows, value)
+
+    def _write(self, name, tensor, rows, value):
+        if self._is_rounded:
+            here = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop, device=value.device)
+            value = self._round(name, value, here + self._first_row)
         if isinstance(rows, Tensor):
-            tensor.index_copy_(0, rows.to(tensor.device), value.to(tensor.device))
+            tensor.index_copy_(0, rows.to(tensor.device), value.to(tensor.device, tensor.dtype))
         elif value.data_ptr() != tensor[rows].data_ptr():
             tensor[rows].copy_(value, non_blocking=True)
 
@@ -72,7 +88,7 @@ class RowSGD(_RowOptimizer):
         grad.add_(weights, alpha=self.config.weight_decay)
         torch.add(grad, velocity, alpha=self.config.momentum, out=velocity)
         weights.sub_(velocity, alpha=learning_rate)
-        self.write(self.state["velocity"], rows, velocity)
+        self.write("velocity", rows, velocity)
         self.write_weights(rows, weights)
 
 
@@ -92,14 +108,8 @@ class RowAdamW(_RowOptimizer):
         spread = (second / corrected[1]).sqrt_().add_(self.epsilon)
         weights.addcdiv_(first, spread, value=-learning_rate / corrected[0])
         for name, value in zip(self.slots, (first, second), strict=True):
-            self.write(self.state[name], rows, value)
+            self.write(name, rows, value)
         self.write_weights(rows, weights)
-
-
-def _round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
-    """fp32 -> bf16: 16 random bits are added below the last kept one before the rest is cut off."""
-    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
-    return (value.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
 
 
 def unit_vectors_(weights: Tensor, dim: int) -> None:
@@ -109,7 +119,12 @@ def unit_vectors_(weights: Tensor, dim: int) -> None:
 
 
 def make_class_optimizer(
-    config: ClassOptimConfig, weights: Tensor, workspace: Workspace, seed: int, unit_dim: int | None = None
+    config: ClassOptimConfig,
+    weights: Tensor,
+    workspace: Workspace,
+    seed: int,
+    unit_dim: int | None = None,
+    first_row: int = 0,
 ) -> RowSGD | RowAdamW:
     """The optimizer that `config.name` asks for."""
-    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed, unit_dim)
+    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed, unit_dim, first_row)

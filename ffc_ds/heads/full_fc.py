@@ -28,7 +28,7 @@ class FullFC(ClassHead):
         accumulation: int = 1,
     ):
         super().__init__(config, classes, dim, device, seed, accumulation)
-        self.optimizer = make_class_optimizer(optim, self.weights, self.workspace, seed, self.unit_dim)
+        self.optimizer = make_class_optimizer(optim, self.weights, self.workspace, seed, self.unit_dim, self.start)
         self.lr_factor = optim.lr_factor
 
     def step(self, applied, learning_rate):

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# those of splitmix64, as signed 64-bit numbers
-GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+from ffc_ds.heads.random_bits import random_bits
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,13 @@ class Sample:
 
     @property
     def turn(self) -> int:
-        return int(_random_bits(np.array([-1]), self.key)[0] % self.classes)
+        return int(random_bits(np.array([-1]), self.key)[0] % self.classes)
 
     def members(self, strata: Tensor | np.ndarray):
         """The class that each stratum (int64 [n] of 0 .. wanted - 1) gives: int64 [n]."""
         first = strata * self.classes // self.wanted
         length = (strata + 1) * self.classes // self.wanted - first
-        return (first + _random_bits(strata, self.key) % length - self.turn) % self.classes
+        return (first + random_bits(strata, self.key) % length - self.turn) % self.classes
 
     def strata(self, members: np.ndarray) -> np.ndarray:
         """The stratum in which each class (int64 [n]) lies."""
@@ -53,11 +52,3 @@ class Sample:
         """The drawn ones of the classes start .. end - 1, int64 [n] ascending, and the stratum of the first."""
         first, count = self.between(start, end)
         return self.members((first + torch.arange(count, device=device)) % self.wanted), first
-
-
-def _random_bits(numbers, key):
-    """splitmix64 of arrays of either library: non-negative int64."""
-    bits = (numbers + key) * GOLDEN
-    bits = (bits ^ (bits >> 30 & 0x3FFFFFFFF)) * FIRST
-    bits = (bits ^ (bits >> 27 & 0x1FFFFFFFFF)) * SECOND
-    return (bits ^ (bits >> 31 & 0x1FFFFFFFF)) & 0x7FFFFFFFFFFFFFFF

@@ -1,0 +1,54 @@
+"""Rounding to bf16 that is right on average, whose errors scatter as independent ones, and the same on any ranks."""
+
+import numpy as np
+import torch
+
+from ffc_ds.heads.stochastic_rounding import StochasticRounding
+from ffc_ds.heads.workspace import Workspace
+
+ROWS, DIM, STEPS = 40, 64, 400
+
+
+def rounding(dim=DIM):
+    return StochasticRounding(("weights", "velocity"), dim, Workspace(torch.device("cpu")))
+
+
+def test_it_is_one_of_the_neighbours_and_right_on_average_number_by_number():
+    value = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0))
+    lower = value.view(torch.int32) >> 16 << 16
+    gap = (lower + (1 << 16)).view(torch.float32) - lower.view(torch.float32)
+    round_rows, found = rounding(), torch.zeros(STEPS, ROWS, DIM)
+    for step in range(STEPS):
+        round_rows.begin(7, step)
+        found[step] = round_rows("weights", value, torch.arange(ROWS))
+    assert torch.equal(found.bfloat16().float(), found) and ((found - value).abs() < gap.abs()).all()
+    errors = (found - value) / gap.abs()
+    # A number's error has a deviation of at most 1/2, its mean one of 1/2 / sqrt(steps); 5 of these, for 2,560 numbers.
+    assert errors.mean(0).abs().max() < 5 * 0.5 / STEPS**0.5
+    # Sums over rows, columns and all scatter as sums of independent errors do.
+    expected = errors.var(0)
+    for axes in ((1,), (2,), (1, 2)):
+        ratio = errors.sum(axes).var(0).sum() / expected.sum()
+        assert 0.8 < ratio < 1.2, (axes, ratio)
+
+
+def test_what_bf16_can_say_stays_and_so_do_zeros():
+    value = torch.randn(ROWS, DIM).bfloat16().float()
+    value[:, ::3] = 0.0
+    value[:, 1::9] = -0.0
+    round_rows = rounding()
+    round_rows.begin(7, 1)
+    assert torch.equal(round_rows("weights", value, torch.arange(ROWS)), value)
+
+
+def test_rows_are_rounded_alike_wherever_they_are_and_tensors_and_steps_are_not():
+    value = torch.randn(ROWS, DIM)
+    round_rows, found = rounding(), {}
+    for step in (1, 2):
+        round_rows.begin(7, step)
+        for name in ("weights", "velocity"):
+            found[name, step] = round_rows(name, value, torch.arange(100, 100 + ROWS)).clone()
+    assert len({each.numpy().tobytes() for each in found.values()}) == 4
+    some = np.array([3, 17, 20])
+    part = round_rows("velocity", value[some], torch.from_numpy(100 + some))
+    assert torch.equal(part, found["velocity", 2][some])
