@@ -26,7 +26,7 @@ class StochasticRounding:
         self._words = {name: self._word(self._columns, key) for name, key in self._keys.items()}
 
     def __call__(self, name: str, value: Tensor, rows: Tensor) -> Tensor:
-        """For fp32 `value` [b, dim] of the tensor `name`, of these rows (int64 [b], of all ranks): numbers that bf16 can
+        """For fp32 `value` [b, dim] of the tensor `name`, of these rows (int64 [b], of all ranks): what bf16 can
         say, as fp32, valid until the next call."""
         bits = self._workspace.take("rounding", tuple(value.shape), torch.int32)
         torch.bitwise_xor(self._word(rows, ~self._keys[name])[:, None], self._words[name], out=bits)

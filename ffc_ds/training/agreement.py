@@ -5,8 +5,12 @@ line of the log, what they have made of it.
 """
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_64
+
+import ffc_ds
 from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
@@ -26,7 +30,15 @@ def check_same_start(config: Config) -> None:
     settings = {key: value for key, value in flat(asdict(config)).items() if key not in PATHS}
     told = {f"{key} in the file of deepspeed": value for key, value in flat(read_ds_config(config.deepspeed)).items()}
     made = {f"the version of {name}": value for name, value in versions().items() if name not in OWN}
+    made["a digest of ffc_ds's own code"] = _digest_of_code()
     check_same(settings | told | made, "start all ranks with the same settings and in the same environment")
+
+
+def _digest_of_code() -> str:
+    digest, package = xxh3_64(), Path(ffc_ds.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def agreed_identities(index: IdentityIndex) -> str:

@@ -1,6 +1,7 @@
 """Ranks that were given, have read, or have made something else than the others; and what a resumed run has new."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -13,9 +14,18 @@ from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
+from ffc_ds.training import agreement
 from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
 from ffc_ds.training.identity import identity_of
 from tests.ranks import run_ranks
+
+
+@contextmanager
+def other_code():
+    own = agreement._digest_of_code
+    agreement._digest_of_code = lambda: own() + "!" * rank()
+    yield
+    agreement._digest_of_code = own
 
 
 def different_starts(folder):
@@ -28,6 +38,8 @@ def different_starts(folder):
         check_same_start(config)
     assert caught.value.shared
     config.head.name = "ffc"
+    with other_code(), pytest.raises(UserError, match="ffc_ds's own code is .* on rank 1 and .* on rank 0"):
+        check_same_start(config)
     mine.write_text(f'{{"zero_optimization": {{"stage": {rank()}}}}}')
     with pytest.raises(UserError, match="zero_optimization.stage in the file of deepspeed is 1 on rank 1 and 0 on"):
         check_same_start(config)
