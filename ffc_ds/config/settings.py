@@ -41,7 +41,7 @@ class DataConfig:
     """Column with the identity of each image: integers from 0, or names."""
     loader: Literal["auto", "dual", "id", "instance"] = "auto"
     """What fills the batches: two images of each identity (id), single images (instance), or both (dual); auto is what
-    suits the head: dual for ffc, instance for full_fc and partial_fc, id for virtual_fc and metric."""
+    suits the head: instance for ffc, full_fc and partial_fc, dual for ffc with head.pool lru, id for the others."""
     batch_size: int = 192
     """Images of one optimizer step: over both views, all ranks and all accumulated micro-batches."""
     id_share: float = 2 / 3
