@@ -94,7 +94,7 @@ class Trainer:
 
     def run(self) -> dict:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
-        with self.watchdog, Preemption(self.device) as preemption, dead_workers_named(rank()):
+        with self.watchdog, Preemption(self.device) as preemption, dead_workers_named(rank()), self.saver:
             self._before_training()
             while self.done < self.steps:
                 lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
@@ -225,7 +225,7 @@ class Trainer:
         if last or (every and self.done % every == 0):
             self._verify()
         if last or (self.saver.is_due(self.done) and self.divergence.refusing is None):
-            with self.meter.paused():
+            with self.meter.saving():
                 self._save()
 
     def _verify(self):
@@ -311,6 +311,7 @@ class Trainer:
 
     def _go_back(self, reason: Diverged):
         """Go on from an earlier checkpoint, more cautiously. Raises UserError if the run is to stop instead."""
+        self.saver.wait()
         self._take_over(self.divergence.go_back(reason, self.done, self.saver.folder, self.config.optim.lr))
         self.tracker.go_back(self.done)
         self._load_batches()
@@ -320,8 +321,11 @@ class Trainer:
 
     def _stop(self, exit_code: int) -> dict:
         """Save, and leave the rest to a run that is resumed."""
+        self.watchdog.at(f"the checkpoint of step {self.done}")
+        self.saver.wait()
         if self.saver.saved != self.done:
             self._save()
+            self.saver.wait()
         results = self._results() | {"preempted": True, "exit_code": exit_code}
         self.tracker.close(preempted=True)
         if rank() == 0:
