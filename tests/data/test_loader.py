@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader
 from ffc_ds.data import loader as loader_module
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import check_batch_size, check_shared_memory, image_batches, make_loader, read_images
+from ffc_ds.data.loader import (
+    advice_on_waiting,
+    check_batch_size,
+    check_shared_memory,
+    image_batches,
+    make_loader,
+    read_images,
+)
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
@@ -234,6 +241,11 @@ def test_shared_memory_that_is_too_small(monkeypatch, faces, sampler):
     check_shared_memory(sampler.batch_size, SIZE, workers=0)
     with pytest.raises(UserError, match="data.workers 2 takes .* /dev/shm has .* --shm-size, or choose fewer"):
         check_shared_memory(sampler.batch_size, SIZE, workers=2)
+
+
+def test_steps_that_wait_long():
+    assert advice_on_waiting(0.3, 2) is None
+    assert advice_on_waiting(0.5, 2).startswith("50% of the time steps wait for images")
 
 
 def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):
