@@ -134,16 +134,35 @@ def image_batches(
 
 
 def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_each: int = 1) -> None:
-    """Raise UserError, naming the nearest sizes that work, when a global batch cannot be cut evenly, or a micro-batch
-    would cut the `rows_each` of an identity in a view."""
-    unit = 2 * math.lcm(world_size, rows_each) * accumulation
-    if batch_size < unit or batch_size % unit:
-        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
-        raise UserError(
-            f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
-            f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
-            f"choose {f'{below} or ' if below else ''}{above}"
-        )
+    """Raise UserError, naming what works instead, when a global batch cannot be cut evenly, or a micro-batch would cut
+    the `rows_each` of an identity in a view: the nearest sizes, or for this size up to twice as many ranks, or other
+    values of train.accumulation."""
+
+    def unit(ranks: int, accumulation: int) -> int:
+        return 2 * math.lcm(ranks, rows_each) * accumulation
+
+    def fits(*cut: int) -> bool:
+        return batch_size > 0 and batch_size % unit(*cut) == 0
+
+    if fits(world_size, accumulation):
+        return
+    size = unit(world_size, accumulation)
+    ranks = [each for each in range(1, 2 * world_size + 1) if fits(each, accumulation)]
+    parts = [each for each in range(1, batch_size // unit(world_size, 1) + 1) if fits(world_size, each)]
+    sizes = [count * size for count in (batch_size // size, batch_size // size + 1) if count > 0]
+    works = [_nearest(sizes, batch_size)]
+    works += [f"{_nearest(ranks, world_size)} rank{'s' * (ranks != [1])}"] if ranks else []
+    works += [f"train.accumulation {_nearest(parts, accumulation)}"] if parts else []
+    raise UserError(
+        f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
+        f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
+        f"choose {', or '.join(works)}"
+    )
+
+
+def _nearest(numbers: list[int], to: int, most: int = 8) -> str:
+    *others, last = map(str, sorted(sorted(numbers, key=lambda number: abs(number - to))[:most]))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check_shared_memory(images: float, image_size: int, workers: int) -> None:
