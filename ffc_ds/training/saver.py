@@ -54,17 +54,16 @@ class Saver:
 
     def goes_on_from(self, step: int) -> None:
         """The checkpoint of this step is the newest."""
-        every = self._settings.checkpoint_every
-        self.saved, self._due = step, (step // every + 1) * every
-        self._next = self._due
+        self.saved, self._next = step, self._next_after(step)
+        self._due = self._next
 
     def save(self, done: int, last: bool, engine: Engine, head: Head, run: dict) -> None:
         """Begin to write a checkpoint, once the one before is there. The last one is there when this returns, and
         waits for better times; raises UserError on all ranks if they do not come."""
-        begin, every = time.monotonic(), self._settings.checkpoint_every
+        begin = time.monotonic()
         self.wait()
         copy = checkpoint.copy(done, engine, head, run)
-        self._next = (done // every + 1) * every
+        self._next = self._next_after(done)
         self._look_after(done)
         self._writing = done, self._thread.submit(self._write, copy)
         if last:
@@ -84,6 +83,10 @@ class Saver:
         if self.saved is None:
             return "it could not be saved, and there is no checkpoint from before"
         return f"it could not be saved: --resume latest goes on from step {self.saved}"
+
+    def _next_after(self, done: int) -> int:
+        every = self._settings.checkpoint_every
+        return (done // every + 1) * every
 
     def _look_after(self, done: int) -> None:
         """When to look whether a save has failed, and is to be tried again."""

@@ -132,6 +132,7 @@ class Trainer:
             self._verify()
         if self.config.train.on_divergence == "rewind" and not self.continued:
             self._save()  # somewhere to go back to
+            self.saver.wait()
         self._load_batches()
 
     def _shown(self, what):

@@ -22,9 +22,10 @@ def do_steps(engine, steps):
         assert engine.step(0.1)
 
 
-def save(engine, folder):
+def write(copy, folder):
     writer = Writer(folder)
-    engine.copy().write(writer)
+    copy.write(writer)
+    torch.distributed.barrier()
     assert writer.failure is None
 
 
@@ -44,7 +45,7 @@ def saved_by_each(folder, names):
     for name in names:
         engine = engine_for(name, optimizer=folder.name)
         do_steps(engine, range(2))
-        save(engine, folder / name)
+        write(engine.copy(), folder / name)
         do_steps(engine, range(2, 4))
         found[name] = engine.weights()
     return found
@@ -57,7 +58,7 @@ def gone_on_from_each(folder, names):
     for (name, engine), path in itertools.product(engines.items(), sorted(folder.iterdir())):
         do_steps(engine, [9])  # whatever it did before is forgotten
         engine.load(path)
-        save(engine, folder.parent / f"{path.name} {name} {world_size()}")
+        write(engine.copy(), folder.parent / f"{path.name} {name} {world_size()}")
         do_steps(engine, range(2, 4))
         found[name, path.name] = engine.weights()
     return found
@@ -84,9 +85,10 @@ def same_again(folder):
         engine = engine_for(name, optimizer=optimizer)
         for done in (0, 2):
             do_steps(engine, range(done))
-            save(engine, folder / f"{name}-{done}")
+            copy = engine.copy()
             do_steps(engine, range(2, 4))
             expected = engine.weights()
+            write(copy, folder / f"{name}-{done}")
             engine.load(folder / f"{name}-{done}")
             do_steps(engine, range(2, 4))
             found[name, done] = all(torch.equal(value, expected[key]) for key, value in engine.weights().items())

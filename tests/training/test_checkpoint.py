@@ -1,5 +1,6 @@
 """Class state that is saved by some ranks and taken over by others."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,8 +47,13 @@ def parts(seed):
 def write(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(100, 109), torch.from_numpy(np.random.default_rng(0).standard_normal((9, 4))).float())
-    save(folder / "step-5", 5, engine, head, {"identity": {"model": "a"}})
-    return head.storage.features, head.checksum(), engine.gallery.state()
+    copy = checkpoint.copy(5, engine, head, {"identity": {"model": "a"}})
+    before = deepcopy((head.storage.features, head.checksum(), engine.gallery.state()))
+    head.prefill(np.arange(5), torch.ones(5, 4))  # training goes on
+    for value in engine.gallery.state().values():
+        value.zero_()
+    checkpoint.write(folder / "step-5", copy, Aside())
+    return before
 
 
 def read(folder):
@@ -80,8 +86,12 @@ def write_class_weights(folder):
     engine, head = class_weights(seed=0)
     head.loss(torch.ones(2, 3, 4, requires_grad=True), np.arange(6 * world_size()).reshape(2, -1) % 7)
     head.step(applied=True, learning_rate=0.1)
-    save(folder / "step-5", 5, engine, head, {"identity": {}})
-    return head.weights, head.optimizer.state["velocity"], head.state.settled
+    copy = checkpoint.copy(5, engine, head, {"identity": {}})
+    before = deepcopy((head.weights, head.optimizer.state["velocity"], head.state.settled))
+    for value in (head.weights, head.optimizer.state["velocity"], head.state.settled):
+        value.zero_()  # training goes on
+    checkpoint.write(folder / "step-5", copy, Aside())
+    return before
 
 
 def read_class_weights(folder):
