@@ -12,7 +12,7 @@ from ffc_ds.errors import UserError, shared
 
 # torch 2.13 renamed it
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
+TIMEOUT = datetime.timedelta(hours=2)  # a run of training brings its own
 
 _entered = 0
 
@@ -61,6 +61,11 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory, which nothing that is done to the tensor later changes."""
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
 
 
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
@@ -170,4 +175,16 @@ def same_everywhere(digest: int, what: str) -> None:
         )
 
 
-TIMEOUT = datetime.timedelta(hours=2)  # a run of training brings its own
+class Aside:
+    """A group of all ranks for a thread that runs beside training: what it sends does not get between the collectives
+    of the steps, and does not count as one that others wait for. All ranks make it alike."""
+
+    def __init__(self, timeout: datetime.timedelta = TIMEOUT):
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if active() else None
+
+    def gather(self, value) -> list:
+        """What each rank brings, in rank order."""
+        values = [value] * world_size()
+        if active():
+            dist.all_gather_object(values, value, self.group)
+        return values

@@ -2,12 +2,13 @@
 
 import ctypes
 import math
+import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ from ffc_ds.data.faces import Faces
 from ffc_ds.data.reading import read_images, read_into
 from ffc_ds.data.sampler import Sampler, StepPlan
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say
 
 PLANNED_IMAGES = 4096  # of global batches: planning some steps at once costs little more than planning one
 PREFETCHED = 2  # batches of each worker
 SHARED_MEMORY = Path("/dev/shm")
 PR_SET_PDEATHSIG = 1
+STARVED = 1 / 3  # share of the time spent waiting for batches that is worth a word
 
 
 class Batch(NamedTuple):
@@ -108,13 +111,13 @@ def make_loader(
 ) -> DataLoader:
     """Yield the `Batch`es of `rank` for the micro-steps of steps start_step..end_step - 1, in order.
 
-    Raises UserError when the batch does not divide by the ranks and the accumulation and, naming the row, when an
-    image is damaged and `faces` has no substitute for it.
+    A worker process that dies is named, and all are started again, once; the batches are the same. Raises UserError
+    when one dies after that, when the batch does not divide by the ranks and the accumulation and, naming the row, when
+    an image is damaged and `faces` has no substitute for it.
     """
     steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation, max_megapixels)
-    return (_SharedLoader if workers else _OrderedLoader)(
-        steps, range(start_step * accumulation, end_step * accumulation), workers
-    )
+    keys = range(start_step * accumulation, end_step * accumulation)
+    return _SharedLoader(steps, keys, workers, rank) if workers else _OrderedLoader(steps, keys, 0)
 
 
 def image_batches(
@@ -131,16 +134,35 @@ def image_batches(
 
 
 def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_each: int = 1) -> None:
-    """Raise UserError, naming the nearest sizes that work, when a global batch cannot be cut evenly, or a micro-batch
-    would cut the `rows_each` of an identity in a view."""
-    unit = 2 * math.lcm(world_size, rows_each) * accumulation
-    if batch_size < unit or batch_size % unit:
-        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
-        raise UserError(
-            f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
-            f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
-            f"choose {f'{below} or ' if below else ''}{above}"
-        )
+    """Raise UserError, naming what works instead, when a global batch cannot be cut evenly, or a micro-batch would cut
+    the `rows_each` of an identity in a view: the nearest sizes, or for this size up to twice as many ranks, or other
+    values of train.accumulation."""
+
+    def unit(ranks: int, accumulation: int) -> int:
+        return 2 * math.lcm(ranks, rows_each) * accumulation
+
+    def fits(*cut: int) -> bool:
+        return batch_size > 0 and batch_size % unit(*cut) == 0
+
+    if fits(world_size, accumulation):
+        return
+    size = unit(world_size, accumulation)
+    ranks = [each for each in range(1, 2 * world_size + 1) if fits(each, accumulation)]
+    parts = [each for each in range(1, batch_size // unit(world_size, 1) + 1) if fits(world_size, each)]
+    sizes = [count * size for count in (batch_size // size, batch_size // size + 1) if count > 0]
+    works = [_nearest(sizes, batch_size)]
+    works += [f"{_nearest(ranks, world_size)} rank{'s' * (ranks != [1])}"] if ranks else []
+    works += [f"train.accumulation {_nearest(parts, accumulation)}"] if parts else []
+    raise UserError(
+        f"the global batch size {batch_size} cannot be cut into 2 views x {world_size} ranks x {accumulation} "
+        f"accumulated micro-batches{f' of whole identities, {rows_each} images in a view' * (rows_each > 1)}: "
+        f"choose {', or '.join(works)}"
+    )
+
+
+def _nearest(numbers: list[int], to: int, most: int = 8) -> str:
+    *others, last = map(str, sorted(sorted(numbers, key=lambda number: abs(number - to))[:most]))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check_shared_memory(images: float, image_size: int, workers: int) -> None:
@@ -160,19 +182,15 @@ def check_shared_memory(images: float, image_size: int, workers: int) -> None:
         )
 
 
-@contextmanager
-def dead_workers_named(rank: int) -> Iterator[None]:
-    """A UserError for a worker process that died, wherever it was noticed: torch raises an error between any two lines
-    of the main thread."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a data worker of rank {rank} on {socket.gethostname()} has died: {error} If nobody killed it, the host "
-            "ran out of memory: fewer data.workers take less."
-        ) from error
+def advice_on_waiting(share: float, workers: int) -> str | None:
+    """What to say of steps that wait for batches for this share of the time, if it is much."""
+    if share < STARVED:
+        return None
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{share:.0%} of the time steps wait for images (data_wait): more data.workers help (each rank has {workers}, "
+        f"and there are {cores} cores for all ranks here), or images that are stored as small as model.image_size"
+    )
 
 
 class _RowBatches(Dataset):
@@ -206,7 +224,13 @@ class _OrderedLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        for item in super().__iter__():
+        before = signal.getsignal(signal.SIGCHLD)
+        items = super().__iter__()
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            # What torch has set raises an error between any two lines when a worker dies; waiting for a batch finds
+            # out in seconds, too.
+            signal.signal(signal.SIGCHLD, before)
+        for item in items:
             if isinstance(item, UserError):
                 raise item
             yield item
@@ -219,22 +243,57 @@ class _SharedLoader(_OrderedLoader):
     alone cost as much as a third of the decoding.
     """
 
-    def __init__(self, steps: StepLoader, keys: range, workers: int):
+    def __init__(self, steps: StepLoader, keys: range, workers: int, rank: int):
         # While a batch is copied out, each other one that workers were asked for has a place of its own.
         number = workers * PREFETCHED + 1
-        self.faces = steps.faces
+        self.faces, self.rank, self.keys = steps.faces, rank, keys
         self.places = [torch.empty(steps.shape, dtype=torch.uint8).share_memory_() for _ in range(number)]
-        super().__init__(_IntoPlaces(steps, self.places), keys, workers)
+        super().__init__(_IntoPlaces(steps, self.places), _Rest(keys), workers)
 
     def __iter__(self) -> Iterator[Batch]:
+        self.sampler.keys = self.keys
         try:
-            for micro_step, batch in zip(self.sampler, super().__iter__(), strict=True):
-                images = self.places[micro_step % len(self.places)]
-                yield batch._replace(images=images.pin_memory() if torch.cuda.is_available() else images.clone())
+            yield from self._rest()
+            return
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):  # one died: of no shared memory, or of a mapped file without its end
-                self.faces.check_copies()
-            raise
+            say(f"warning: {self._death(error)} The workers are started again, once")
+        self._iterator._shutdown_workers()
+        self._iterator = None
+        try:
+            yield from self._rest()
+        except RuntimeError as error:
+            raise UserError(
+                f"{self._death(error)} It is the second time. If nobody killed it, the host ran out of memory: fewer "
+                "data.workers take less."
+            ) from error
+
+    def _rest(self) -> Iterator[Batch]:
+        for micro_step, batch in zip(self.sampler, super().__iter__(), strict=True):
+            images = self.places[micro_step % len(self.places)]
+            images = images.pin_memory() if torch.cuda.is_available() else images.clone()
+            self.sampler.keys = self.sampler.keys[1:]
+            yield batch._replace(images=images)
+
+    def _death(self, error: RuntimeError) -> str:
+        """Which worker has died, and of what. Raises what it is if that is no death."""
+        if "DataLoader worker" not in str(error):
+            raise error
+        self.faces.check_copies()  # one that maps a file without its end dies of it, again and again
+        dead = [f"{each.pid} ({_end(each.exitcode)})" for each in self._iterator._workers if not each.is_alive()]
+        return f"a data worker of rank {self.rank} on {socket.gethostname()} has died: process {', '.join(dead)}."
+
+
+class _Rest:
+    """A sampler of the keys that are left."""
+
+    def __init__(self, keys: range):
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 class _IntoPlaces(Dataset):
@@ -272,6 +331,10 @@ def _start_worker(worker: int) -> None:
     sys.excepthook = _report_unless_parent_left
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
+
+
+def _end(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _report_unless_parent_left(kind: type, error: BaseException, trace: Any) -> None:

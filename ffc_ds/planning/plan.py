@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ffc_ds.heads import STATES
 from ffc_ds.planning.backbone import Backbone, backbone_memory, backbone_sent
 from ffc_ds.planning.heads import CUDA, head_cost
 from ffc_ds.planning.settings import PlanSettings
@@ -53,17 +54,20 @@ def make_plan(settings: PlanSettings, backbone: Backbone, device: torch.device =
         settings,
         backbone_memory(settings, backbone, cost.gallery) | parts | overhead,
         {"head": cost.sent, "backbone": backbone_sent(settings, backbone, cost.gallery)},
-        _host_memory(settings, cost.host),
+        _host_memory(settings, cost, backbone),
         settings.batch_size * backbone.flops * (4 if cost.gallery else 3) + cost.flops,
         cost.refusal,
     )
 
 
-def _host_memory(settings, of_head):
+def _host_memory(settings, cost, backbone):
     ranks = min(settings.gpus_per_node, settings.gpus)
+    nets = 1 + STATES[settings.optimizer] + cost.gallery + bool(settings.average)  # of the size of the weights
+    saved = cost.state + cost.optimizer + cost.host + 4 * nets * backbone.parameters / settings.gpus
     batch = 3 * settings.image_size**2 * settings.batch_size
     return {
-        "pool index, class optimizer": ranks * of_head,
+        "pool index, class optimizer": ranks * cost.host,
+        "checkpoint, while it is written": ranks * saved,
         "identity index, mapped from disk": 8 * (settings.images + 2 * settings.identities + 1),
         "loader": ranks * (2 * settings.workers + 1) * batch,
     }

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -17,16 +18,40 @@ from deepspeed.utils import (  # all of them take None for the weight itself
     safe_set_local_optimizer_state,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import _TYPES as TYPES
 from torch import Tensor, nn
 
-from ffc_ds.distributed import rank, together, world_size
+from ffc_ds.distributed import rank, to_host, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.training.manifest import Writer
 
 WEIGHT = "weight"
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # fp16's, where it changes
+NAMES = {dtype: name for name, dtype in TYPES.items()}  # in safetensors
 STEPS = "step"  # what optimizers call the steps that they have done, for a parameter or for all
+
+
+class BackboneCopy(NamedTuple):
+    """In host memory, this rank's turns of weights and optimizer state, and what is one for all parameters."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict
+
+    def write(self, writer: Writer) -> None:
+        """Write backbone/part-RANK.safetensors in the folder of `writer`."""
+        writer.make_folder(writer.folder / "backbone")
+        with writer.open(writer.folder / "backbone" / f"part-{rank()}.safetensors") as file:
+            # As safetensors does; that would copy all of it twice.
+            tensors = sorted(self.tensors.items(), key=lambda item: -item[1].element_size())  # aligned
+            about, end = {"__metadata__": {"numbers": json.dumps(self.numbers)}}, 0
+            for name, tensor in tensors:
+                start, end = end, end + tensor.nbytes
+                about[name] = {"dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+            header = json.dumps(about).encode()
+            header += b" " * (-len(header) % 8)
+            file.write(len(header).to_bytes(8, "little") + header)
+            for _, tensor in tensors:
+                file.write(tensor.flatten().view(torch.uint8).numpy())
 
 
 class BackboneState:
@@ -42,25 +67,16 @@ class BackboneState:
         half = () if self._zero else [p for group in getattr(self._wrapper, "fp16_groups", ()) for p in group]
         self._part_of = {} if self._zero else dict(zip(half or self._parts, self._parts, strict=True))
 
-    def save(self, writer: Writer) -> None:
-        """Write backbone/part-RANK.safetensors in the folder of `writer`."""
+    def copy(self) -> BackboneCopy:
         self._link()
         kept = {}
         for number, (entry, parameter, key) in enumerate(self._entries(self._keys())):
             value = self._whole(parameter, key)
             if number % world_size() == rank():
-                kept[entry] = value.detach().float().cpu().contiguous()
+                kept[entry] = to_host(value.float())
         if rank() == 0:
-            kept |= {f"buffer.{name}": value.cpu() for name, value in self._net.named_buffers()}
-        writer.make_folder(writer.folder / "backbone")
-        with writer.open(writer.folder / "backbone" / f"part-{rank()}.safetensors") as file:
-            file.write(save(kept, {"numbers": json.dumps(self._numbers())}))
-
-    def bytes(self) -> int:
-        """About how much of what `save` writes comes from this rank."""
-        numbers = sum(getattr(p, "ds_numel", p.numel()) for p in self._net.parameters())
-        buffers = sum(buffer.nbytes for buffer in self._net.buffers()) if rank() == 0 else 0
-        return 4 * numbers * (1 + len(self._keys())) // world_size() + buffers
+            kept |= {f"buffer.{name}": to_host(value) for name, value in self._net.named_buffers()}
+        return BackboneCopy(kept, self._numbers())
 
     def load(self, folder: Path) -> None:
         """Take over folder/backbone. Raises UserError on all ranks if it is not there, or is of another net."""

@@ -1,4 +1,4 @@
-"""Save and load one checkpoint: a folder step-N that has this name only when it is complete and on the disk.
+"""Copy, write and load one checkpoint: a folder step-N that has this name only when it is complete and on the disk.
 
     step-N/backbone/       safetensors: weights and optimizer state of the probe net, in fp32, for any ranks
     step-N/class/          torch.distributed.checkpoint: the sharded class state, the nets that follow, for any ranks
@@ -6,6 +6,7 @@
     step-N/run.json        where the run stood, and what model and head it is about
     step-N/manifest.json   size and checksum of every other file
 
+It is written from a copy in host memory, of which each rank has a part, so that training can go on meanwhile.
 There is no state of random generators: every random choice is a function of seed, step and rank. A checkpoint is data:
 nothing in it is run when it is loaded, whoever made it.
 """
@@ -14,50 +15,79 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ffc_ds.config.documents import read_json
-from ffc_ds.distributed import active, barrier, rank, same_everywhere, together, world_size
-from ffc_ds.errors import UserError
+from ffc_ds.distributed import Aside, rank, same_everywhere, together, world_size
+from ffc_ds.errors import UserError, shared
 from ffc_ds.heads.base import Head
-from ffc_ds.training.class_state import load_class_state, save_class_state
+from ffc_ds.training.backbone_state import BackboneCopy
+from ffc_ds.training.class_state import copy_class_state, load_class_state, write_class_state
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.manifest import Writer
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def save(target: Path, step: int, engine: Engine, head: Head, run: dict, room: int = 0) -> int:
-    """Write a checkpoint under the name `target`. Returns its size in bytes.
+class Copy(NamedTuple):
+    """The state of a run after `step` steps, this rank's part of it, in host memory: no later step changes it."""
 
-    `run` (JSON) must hold "identity": what `read_run` compares before a resume. room: bytes that must be free. Raises
-    UserError on all ranks if it could not be written on one; then nothing is left of it.
-    """
+    step: int
+    backbone: BackboneCopy
+    class_state: dict[str, Tensor]
+    host_state: dict[str, np.ndarray]
+    run: bytes
+
+    @property
+    def bytes(self) -> int:
+        """About how much of the checkpoint comes from this rank."""
+        parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.class_state.values()]
+        return sum(part.nbytes for part in (*parts, *self.backbone.tensors.values(), *self.host_state.values()))
+
+
+def copy(step: int, engine: Engine, head: Head, run: dict) -> Copy:
+    """All ranks call it alike. `run` (JSON) must hold "identity": what `read_run` compares before a resume. Raises
+    UserError on all ranks if they disagree about the class state."""
     same_everywhere(head.checksum(), "the class state")
+    about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage} | run
+    whole = head.host_state() if rank() == 0 else {}
+    return Copy(
+        step,
+        engine.copy(),
+        copy_class_state(engine, head),
+        {name: np.array(value) for name, value in whole.items()},
+        json.dumps(about, indent=1).encode(),
+    )
+
+
+def write(target: Path, copy: Copy, aside: Aside) -> None:
+    """Write a checkpoint under the name `target`, from any thread. Raises UserError on all ranks if it could not be
+    written on one; then nothing is left of it."""
     writer = Writer(target.with_name(f".{target.name}.unfinished"))
+    room = sum(aside.gather(copy.bytes))
     if rank() == 0:
         discard(writer.folder)
         writer.make_folder(writer.folder)
         writer.attempt(lambda: _check_room(writer.folder, room))
-    _agree(writer, target)
-    engine.save(writer)
-    save_class_state(engine, head, writer)
+    _agree(writer, target, aside)
+    copy.backbone.write(writer)
+    write_class_state(copy.class_state, writer, aside)
     if rank() == 0:
         with writer.open(writer.folder / "host.npz") as file:
-            np.savez(file, **head.host_state())
-        about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage} | run
+            np.savez(file, **copy.host_state)
         with writer.open(writer.folder / "run.json") as file:
-            file.write(json.dumps(about, indent=1).encode())
-    files = _files_of_all(writer)
-    _agree(writer, target)
+            file.write(copy.run)
+    files = _files_of_all(writer, aside)
+    _agree(writer, target, aside)
     if rank() == 0:
         discard(target)
         writer.seal(files, target)
-    _agree(writer, target)
-    return sum(size for size, _ in files.values())
+    _agree(writer, target, aside)
 
 
 def discard(folder: Path) -> None:
@@ -81,11 +111,8 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:,.3g} GB"
 
 
-def _files_of_all(writer: Writer) -> dict[str, list]:
-    parts = [writer.files] * world_size()
-    if active():
-        dist.all_gather_object(parts, writer.files)
-    files = {name: entry for part in parts for name, entry in part.items()}
+def _files_of_all(writer: Writer, aside: Aside) -> dict[str, list]:
+    files = {name: entry for part in aside.gather(writer.files) for name, entry in part.items()}
     if rank() == 0:  # what DeepSpeed copies from elsewhere, such as its memory on NVMe
         names = (path.relative_to(writer.folder).as_posix() for path in writer.folder.rglob("*") if path.is_file())
         for name in sorted(set(names) - files.keys()):
@@ -94,21 +121,18 @@ def _files_of_all(writer: Writer) -> dict[str, list]:
     return files
 
 
-def _agree(writer: Writer, target: Path) -> None:
+def _agree(writer: Writer, target: Path, aside: Aside) -> None:
     """Raise UserError on all ranks if writing failed on one."""
-
-    def succeed():
-        if (error := writer.failure) is not None:
-            kind = "disk full" if error.errno in DISK_FULL else "the disk"
-            raise UserError(f"{target} could not be saved: {kind}: {error.strerror}.")
-
-    try:
-        together(succeed)
-    except UserError:
+    trouble = None
+    if (error := writer.failure) is not None:
+        kind = "disk full" if error.errno in DISK_FULL else "the disk"
+        trouble = f"{target} could not be saved: {kind}: {error.strerror}."
+    trouble = next((each for each in aside.gather(trouble) if each is not None), None)
+    if trouble is not None:
         if rank() == 0:
             discard(writer.folder)
-        barrier()
-        raise
+        aside.gather(None)  # nobody is to find it there
+        raise shared(trouble)
 
 
 def read_run(path: Path, identity: dict) -> dict:

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from ffc_ds.distributed import rank, together, world_size
+from ffc_ds.distributed import Aside, rank, to_host, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 from ffc_ds.training.engine import Engine
@@ -18,9 +18,21 @@ from ffc_ds.training.manifest import Writer
 from ffc_ds.training.state_files import ShardReader, ShardWriter
 
 
-def save_class_state(engine: Engine, head: Head, writer: Writer) -> None:
-    """Write class/ in the folder of `writer`, every rank its part."""
-    dcp.save(_class_state(engine, head), storage_writer=ShardWriter(writer.folder / "class", writer))
+def copy_class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
+    """In host memory what this rank writes: its shards, and its turns of what all ranks have whole."""
+    kept = {}
+    for number, (name, tensor) in enumerate(_class_state(engine, head).items()):
+        if isinstance(tensor, DTensor):
+            (placement,) = tensor.placements
+            kept[name] = _sharded(to_host(tensor.to_local()), placement.dim, tensor.shape[placement.dim])
+        elif number % world_size() == rank():
+            kept[name] = to_host(tensor)
+    return kept
+
+
+def write_class_state(copy: dict[str, torch.Tensor], writer: Writer, aside: Aside) -> None:
+    """Write class/ in the folder of `writer`, every rank what it has copied."""
+    dcp.save(copy, storage_writer=ShardWriter(writer.folder / "class", writer), process_group=aside.group)
 
 
 def load_class_state(engine: Engine, head: Head, folder: Path) -> None:
@@ -39,16 +51,8 @@ def _try(action: Callable, path: Path) -> None:
         raise UserError(f"{path} cannot be loaded: {reason[-1] if reason else repr(error)}.") from error
 
 
-def class_state_bytes(engine: Engine, head: Head) -> int:
-    """About how much of what `save_class_state` writes comes from this rank."""
-    tensors = [shard.local for shard in head.shards().values()]
-    if engine.zero_stage == 3 or rank() == 0:
-        tensors += [tensor for follower in engine.followers for tensor in follower.state().values()]
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
-    """Views of this rank's class state, saved from and loaded into in place."""
+    """Views of this rank's class state, copied from and loaded into in place."""
     state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
     for follower in engine.followers:
         state |= _follower_state(follower, engine.zero_stage)

@@ -25,11 +25,10 @@ from ffc_ds.errors import UserError
 from ffc_ds.launching import overruled_devices
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
-from ffc_ds.training.backbone_state import BackboneState
+from ffc_ds.training.backbone_state import BackboneCopy, BackboneState
 from ffc_ds.training.compilation import compile_nets
 from ffc_ds.training.follower import Follower
 from ffc_ds.training.gallery import Gallery
-from ffc_ds.training.manifest import Writer
 from ffc_ds.training.operators import watch_builds
 from ffc_ds.training.weight_average import WeightAverage
 
@@ -259,16 +258,12 @@ class Engine:
             if buffer.is_floating_point():
                 buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
 
-    def save(self, writer: Writer) -> None:
-        """Write weights and optimizer state of the probe net to the folder of `writer`."""
-        self._state.save(writer)
-
-    def state_bytes(self) -> int:
-        """About how much of what `save` writes comes from this rank."""
-        return self._state.bytes()
+    def copy(self) -> BackboneCopy:
+        """This rank's part of weights and optimizer state of the probe net. All ranks must call."""
+        return self._state.copy()
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote, on any ranks under any ZeRO stage. Raises UserError, on all ranks, if it is not
+        """Take over what a copy wrote, on any ranks under any ZeRO stage. Raises UserError, on all ranks, if it is not
         there or does not fit."""
         self._state.load(folder)
 

@@ -30,7 +30,7 @@ class Meter:
 
     def start(self) -> None:
         """Training begins now."""
-        self._begin, self._waited = time.perf_counter(), 0.0
+        self._begin, self._waited, self._saving = time.perf_counter(), 0.0, 0.0
 
     def timed(self, batches):
         """The same batches; the time until each one is there counts as waiting for data."""
@@ -50,14 +50,24 @@ class Meter:
         yield
         self._begin += time.perf_counter() - begin
 
+    @contextmanager
+    def saving(self):
+        """As `paused`; the summary says how long."""
+        begin = time.perf_counter()
+        with self.paused():
+            yield
+        self._saving += time.perf_counter() - begin
+
     def summary(self) -> dict[str, float]:
-        """Means of all values, images/s over all ranks, share of time spent waiting for data, and the most memory that
-        this rank has used (of the GPU if there is one); then starts anew."""
+        """Means of all values, images/s over all ranks, share of time spent waiting for data, seconds for which a
+        save held training up, and the most memory that this rank has used (of the GPU if there is one); then starts
+        anew."""
         elapsed = time.perf_counter() - self._begin
         means = {name: sum(values) / len(values) for name, values in self.state().items()}
         speed = {
             "images_per_second": self._steps * self.images_per_step / elapsed,
             "data_wait": self._waited / elapsed,
+            "save_stall": self._saving,
             "memory_gib": peak_memory() / 2**30,
         }
         self._clear()

@@ -32,7 +32,8 @@ class ShardWriter(FileSystemWriter):
     """For torch.distributed.checkpoint.save."""
 
     def __init__(self, folder: Path, writer: Writer):
-        super().__init__(folder, sync_files=False)  # the writer does
+        # The writer syncs; what is written is in host memory, where the library shall look for no device.
+        super().__init__(folder, sync_files=False, per_thread_copy_ahead=0)
         self.fs = _Files(writer)
 
     def storage_meta(self) -> StorageMeta:

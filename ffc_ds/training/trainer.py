@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.loader import check_batch_size, check_shared_memory, dead_workers_named, make_loader
+from ffc_ds.data.loader import advice_on_waiting, check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import check_replaced
@@ -84,7 +84,7 @@ class Trainer:
         self.meter = Meter(data.batch_size)
         self.divergence = Divergence(config.train)
         self.done, self.verified, self.last_result = 0, {}, None
-        self.replaced, self.told, self.compiled = 0, set(), None
+        self.replaced, self.told, self.starved, self.compiled = 0, set(), 0, None
         self.continued, self.resumed = False, start is not None
         wandb_id = self._resume(start) if self.resumed else None
         self.compiled = self._compile()
@@ -94,7 +94,7 @@ class Trainer:
 
     def run(self) -> dict:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
-        with self.watchdog, Preemption(self.device) as preemption, dead_workers_named(rank()):
+        with self.watchdog, Preemption(self.device) as preemption, self.saver:
             self._before_training()
             while self.done < self.steps:
                 lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
@@ -132,6 +132,7 @@ class Trainer:
             self._verify()
         if self.config.train.on_divergence == "rewind" and not self.continued:
             self._save()  # somewhere to go back to
+            self.saver.wait()
         self._load_batches()
 
     def _shown(self, what):
@@ -217,7 +218,9 @@ class Trainer:
             state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "refused_steps": self.divergence.refused}
             state |= {"rewinds": self.divergence.rewinds, "replaced_images": self._replaced_images()}
             epoch = self.done * self.sampler.batch_size / len(self.index.images)
-            self.tracker.log({"step": self.done, "epoch": epoch} | self.meter.summary() | state)
+            summary = self.meter.summary()
+            self.tracker.log({"step": self.done, "epoch": epoch} | summary | state)
+            self._tell_waiting(summary["data_wait"])
             check_same_state(self.engine, self.head, self.done)
             data = self.config.data
             check_replaced(state["replaced_images"], self.done * data.batch_size, data.max_replaced)
@@ -225,8 +228,15 @@ class Trainer:
         if last or (every and self.done % every == 0):
             self._verify()
         if last or (self.saver.is_due(self.done) and self.divergence.refusing is None):
-            with self.meter.paused():
+            with self.meter.saving():
                 self._save()
+
+    def _tell_waiting(self, share):
+        """Once, if steps wait long for data."""
+        advice = advice_on_waiting(share, self.config.data.workers)
+        self.starved += advice is not None
+        if advice and self.starved == 2:  # the first time the workers may just have begun
+            self.tracker.say(advice)
 
     def _verify(self):
         """Verification, on identities that were not trained on, of the net that the run will hand on. Raises
@@ -311,6 +321,7 @@ class Trainer:
 
     def _go_back(self, reason: Diverged):
         """Go on from an earlier checkpoint, more cautiously. Raises UserError if the run is to stop instead."""
+        self.saver.wait()
         self._take_over(self.divergence.go_back(reason, self.done, self.saver.folder, self.config.optim.lr))
         self.tracker.go_back(self.done)
         self._load_batches()
@@ -320,8 +331,11 @@ class Trainer:
 
     def _stop(self, exit_code: int) -> dict:
         """Save, and leave the rest to a run that is resumed."""
+        self.watchdog.at(f"the checkpoint of step {self.done}")
+        self.saver.wait()
         if self.saver.saved != self.done:
             self._save()
+            self.saver.wait()
         results = self._results() | {"preempted": True, "exit_code": exit_code}
         self.tracker.close(preempted=True)
         if rank() == 0:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.loader import make_loader
@@ -42,7 +43,9 @@ def test_before_it_is_opened(folder):
     assert len(load_faces(str(folder / "faces"), "train", "image", "label")) == 80
 
 
-def test_while_workers_read_it(folder):
+def test_while_workers_read_it(folder, monkeypatch):
+    seen_soon = (0.2,)  # seconds
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", seen_soon)
     faces = load_faces(str(folder / "faces"), "train", "image", "label")
     index = IdentityIndex.build(faces.labels)
     copy = cut(folder)

@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader
 from ffc_ds.data import loader as loader_module
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import check_batch_size, check_shared_memory, image_batches, make_loader, read_images
+from ffc_ds.data.loader import (
+    advice_on_waiting,
+    check_batch_size,
+    check_shared_memory,
+    image_batches,
+    make_loader,
+    read_images,
+)
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
@@ -202,17 +209,28 @@ def test_an_identity_without_a_sound_image_is_named(sampler):
 
 
 @pytest.mark.parametrize(
-    "arguments, sizes",
-    [((100, 4, 3), "96 or 120"), ((7, 4, 1), "8"), ((0, 1, 1), "2"), ((12, 4, 1), "8 or 16"), ((25, 1, 1), "24 or 26")],
+    "arguments, works",
+    [
+        ((100, 4, 3), "96 or 120"),
+        ((7, 4, 1), "8"),
+        ((0, 1, 1), "2"),
+        ((12, 4, 1), "8 or 16, or 1, 2, 3 or 6 ranks"),
+        ((24, 3, 8), "48, or train.accumulation 1, 2 or 4"),
+        ((36, 2, 2), "32 or 40, or 1 or 3 ranks, or train.accumulation 1, 3 or 9"),
+        ((25, 1, 1), "24 or 26"),
+        ((2592, 1, 35), "2590 or 2660, or train.accumulation 12, 16, 18, 24, 27, 36, 48 or 54"),  # the nearest
+    ],
 )
-def test_uneven_batches_name_the_nearest_sizes(arguments, sizes):
-    with pytest.raises(UserError, match=f": choose {sizes}$"):
+def test_uneven_batches_name_what_works(arguments, works):
+    with pytest.raises(UserError) as refused:
         check_batch_size(*arguments)
+    assert str(refused.value).split(": choose ")[1] == works
 
 
 def test_micro_batches_hold_whole_identities():
     check_batch_size(48, 1, 4, 2)
-    with pytest.raises(UserError, match="of whole identities, 2 images in a view: choose 16 or 32$"):
+    works = "16 or 32, or train.accumulation 1, 2, 3 or 6"
+    with pytest.raises(UserError, match=f"of whole identities, 2 images in a view: choose {works}$"):
         check_batch_size(24, 1, 4, 2)
 
 
@@ -234,6 +252,11 @@ def test_shared_memory_that_is_too_small(monkeypatch, faces, sampler):
     check_shared_memory(sampler.batch_size, SIZE, workers=0)
     with pytest.raises(UserError, match="data.workers 2 takes .* /dev/shm has .* --shm-size, or choose fewer"):
         check_shared_memory(sampler.batch_size, SIZE, workers=2)
+
+
+def test_steps_that_wait_long():
+    assert advice_on_waiting(0.3, 2) is None
+    assert advice_on_waiting(0.5, 2).startswith("50% of the time steps wait for images")
 
 
 def test_workers_outlive_an_interrupt_that_the_parent_handles(faces, sampler):

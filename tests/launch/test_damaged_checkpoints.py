@@ -76,14 +76,14 @@ def on_a_disk_that_is_full(arguments, until):
         def __getattr__(self, name):
             return getattr(self._file, name)
 
-    attempt = saver.Saver._attempt
+    write = saver.Saver._write
 
-    def planted(self, done, *others):
-        full = done < until and rank() == 1
+    def planted(self, copy):
+        full = copy.step < until and rank() == 1
         manifest.open = (lambda path, mode, **_: FullDisk(path)) if full else open
-        return attempt(self, done, *others)
+        return write(self, copy)
 
-    saver.Saver._attempt = planted
+    saver.Saver._write = planted
     run_script("launch/train.py", *arguments)
 
 

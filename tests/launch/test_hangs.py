@@ -11,7 +11,7 @@ import psutil
 import torch.distributed as dist
 
 from ffc_ds.config.settings import TrainConfig
-from tests.launched import TINY, free_port, processes_of, train_ranks
+from tests.launched import TINY, free_port, losses, processes_of, train_ranks, train_tiny
 from tests.warm import Call, environment, run_script, run_warm
 
 
@@ -38,15 +38,36 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path):
     assert below and not any(each.is_running() for each in below)
 
 
-def test_a_data_worker_that_died_is_named(tmp_path):
+def _seen_soon(*line):
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)  # seconds
+    run_script(*line)
+
+
+def test_a_data_worker_that_died_is_named_and_started_again_once(tmp_path):
+    settings = ("--optim.schedule", "constant", "--train.accumulation", "2", "--eval.holdout", "0")
+    steps = ("--train.steps", "9000", "--data.workers", "1", "--output_dir", str(tmp_path / "run"))
     with ThreadPoolExecutor() as pool:
-        arguments = ("--train.steps", "4000", "--data.workers", "1", "--output_dir", str(tmp_path))
-        ended = pool.submit(train_ranks, 1, *TINY, *arguments)
-        (rank,) = processes_of(ended, tmp_path, 1)
-        rank.children()[0].kill()
+        ended = pool.submit(train_ranks, 1, *TINY, *settings, *steps, how=_seen_soon)
+        (rank,) = processes_of(ended, tmp_path / "run", 1)
+        (first,) = rank.children()
+        first.kill()
+        while (second := rank.children()) in ([], [first]):
+            assert not ended.done(), ended.result()
+            time.sleep(0.01)
+        again = len(losses(tmp_path / "run"))
+        while len(losses(tmp_path / "run")) < again + 5:
+            assert not ended.done(), ended.result()
+            time.sleep(0.01)
+        second[0].kill()
     (only,) = ended.result()
-    assert only.code == 2 and "Traceback" not in only.stderr
-    assert re.search(r"error: a data worker of rank 0 on \S+ has died: DataLoader worker \(pid", only.stderr)
+    assert only.code == 2 and "Traceback" not in only.stderr, only.stderr
+    death = r"a data worker of rank 0 on \S+ has died: process {} \(SIGKILL\)\. "
+    assert len(re.findall(f"warning: {death.format(first.pid)}The workers are started again, once", only.stdout)) == 1
+    assert re.search(f"error: {death.format(second[0].pid)}It is the second time", only.stderr)
+    train_tiny(1, tmp_path / "whole", *settings, "--train.steps", str(again + 5))
+    assert losses(tmp_path / "run")[: again + 5] == losses(tmp_path / "whole")
 
 
 def _meets_or_not(which):

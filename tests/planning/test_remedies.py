@@ -82,4 +82,6 @@ def test_host():
     host = make_plan(LARGE, NET).host
     assert host["identity index, mapped from disk"] == 8 * (1e9 + 100e6 + 1 + 100e6)
     on_host = replace(LARGE, head="full_fc", class_memory="host")
-    assert make_plan(on_host, NET).host["pool index, class optimizer"] == 100e6 * 512 * 4
+    host = make_plan(on_host, NET).host
+    assert host["pool index, class optimizer"] == 100e6 * 512 * 4
+    assert host["checkpoint, while it is written"] == 2 * 100e6 * 512 * 4 + 2 * 65e6 * 4

@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -23,11 +22,11 @@ def do_steps(engine, steps):
         assert engine.step(0.1)
 
 
-def save(engine, folder):
+def write(copy, folder):
     writer = Writer(folder)
-    engine.save(writer)
+    copy.write(writer)
+    torch.distributed.barrier()
     assert writer.failure is None
-    return sum(size for size, _ in writer.files.values())
 
 
 def content(folder):
@@ -41,15 +40,14 @@ def content(folder):
 
 
 def saved_by_each(folder, names):
-    """After two steps. Returns weights after four, bytes foreseen and written."""
+    """After two steps. Returns weights after four."""
     found = {}
     for name in names:
         engine = engine_for(name, optimizer=folder.name)
         do_steps(engine, range(2))
-        written = save(engine, folder / name)
-        foreseen = engine.state_bytes()
+        write(engine.copy(), folder / name)
         do_steps(engine, range(2, 4))
-        found[name] = engine.weights(), foreseen, written
+        found[name] = engine.weights()
     return found
 
 
@@ -60,7 +58,7 @@ def gone_on_from_each(folder, names):
     for (name, engine), path in itertools.product(engines.items(), sorted(folder.iterdir())):
         do_steps(engine, [9])  # whatever it did before is forgotten
         engine.load(path)
-        save(engine, folder.parent / f"{path.name} {name} {world_size()}")
+        write(engine.copy(), folder.parent / f"{path.name} {name} {world_size()}")
         do_steps(engine, range(2, 4))
         found[name, path.name] = engine.weights()
     return found
@@ -69,11 +67,7 @@ def gone_on_from_each(folder, names):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_any_stage_and_ranks_go_on_from_any(tmp_path, optimizer):
     folder, names = tmp_path / optimizer, STAGES if optimizer == "sgd" else STAGES[1:4:2]
-    ranks = run_ranks(2, saved_by_each, folder, names)
-    for name in names:
-        foreseen, written = np.sum([each[name][1:] for each in ranks], axis=0)
-        assert 0.5 < foreseen / written < 1.2, (name, foreseen, written)
-    whole = ranks[0][names[0]][0]
+    whole = run_ranks(2, saved_by_each, folder, names)[0][names[0]]
     for world in (1, 3):
         found = run_ranks(world, gone_on_from_each, folder, names)[0]
         assert len(found) == len(names) ** 2
@@ -91,9 +85,10 @@ def same_again(folder):
         engine = engine_for(name, optimizer=optimizer)
         for done in (0, 2):
             do_steps(engine, range(done))
-            save(engine, folder / f"{name}-{done}")
+            copy = engine.copy()
             do_steps(engine, range(2, 4))
             expected = engine.weights()
+            write(copy, folder / f"{name}-{done}")
             engine.load(folder / f"{name}-{done}")
             do_steps(engine, range(2, 4))
             found[name, done] = all(torch.equal(value, expected[key]) for key, value in engine.weights().items())
@@ -111,7 +106,7 @@ NUMBERS = {"numbers": '{"keys": [], "steps": null, "steps_of_all": null, "scale"
 
 def of_another_net(folder):
     engine, writer = engine_for("zero2"), Writer(folder / "of")
-    engine.save(writer)
+    engine.copy().write(writer)
     with pytest.raises(UserError, match="missing or incomplete"):
         engine.load(folder)
     path = writer.folder / "backbone" / f"part-{rank()}.safetensors"

@@ -1,5 +1,6 @@
 """Class state that is saved by some ranks and taken over by others."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from torch import nn
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
-from ffc_ds.distributed import rank, world_size
+from ffc_ds.distributed import Aside, rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.full_fc import FullFC
 from ffc_ds.heads.lru_pool import LRUPool
 from ffc_ds.training import checkpoint, checkpoints
+from ffc_ds.training.backbone_state import BackboneCopy
 from ffc_ds.training.gallery import Gallery
 from tests.ranks import run_ranks
 
@@ -22,12 +24,16 @@ CPU = torch.device("cpu")
 class SilentEngine(SimpleNamespace):
     """Stands in for DeepSpeed's part, which the tests of whole runs cover."""
 
-    def save(self, writer):
-        with writer.open(writer.folder / f"engine-{rank()}.pt") as file:
-            file.write(bytes(1000))
+    def copy(self):
+        return BackboneCopy({f"weight.{rank()}": torch.ones(250)}, {})
 
     def load(self, folder):
         pass
+
+
+def save(target, *state, aside=None):
+    """A checkpoint of step, engine, head and what is said of the run."""
+    checkpoint.write(target, checkpoint.copy(*state), aside or Aside())
 
 
 def parts(seed):
@@ -41,8 +47,13 @@ def parts(seed):
 def write(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(100, 109), torch.from_numpy(np.random.default_rng(0).standard_normal((9, 4))).float())
-    checkpoint.save(folder / "step-5", 5, engine, head, {"identity": {"model": "a"}})
-    return head.storage.features, head.checksum(), engine.gallery.state()
+    copy = checkpoint.copy(5, engine, head, {"identity": {"model": "a"}})
+    before = deepcopy((head.storage.features, head.checksum(), engine.gallery.state()))
+    head.prefill(np.arange(5), torch.ones(5, 4))  # training goes on
+    for value in engine.gallery.state().values():
+        value.zero_()
+    checkpoint.write(folder / "step-5", copy, Aside())
+    return before
 
 
 def read(folder):
@@ -75,8 +86,12 @@ def write_class_weights(folder):
     engine, head = class_weights(seed=0)
     head.loss(torch.ones(2, 3, 4, requires_grad=True), np.arange(6 * world_size()).reshape(2, -1) % 7)
     head.step(applied=True, learning_rate=0.1)
-    checkpoint.save(folder / "step-5", 5, engine, head, {"identity": {}})
-    return head.weights, head.optimizer.state["velocity"], head.state.settled
+    copy = checkpoint.copy(5, engine, head, {"identity": {}})
+    before = deepcopy((head.weights, head.optimizer.state["velocity"], head.state.settled))
+    for value in (head.weights, head.optimizer.state["velocity"], head.state.settled):
+        value.zero_()  # training goes on
+    checkpoint.write(folder / "step-5", copy, Aside())
+    return before
 
 
 def read_class_weights(folder):
@@ -99,7 +114,7 @@ def test_sub_centers_and_the_state_of_a_margin_move_to_another_rank_count(tmp_pa
 def crowded(folder):
     engine, head = parts(seed=0)
     for step in (5, 10, 100):
-        checkpoint.save(folder / f"step-{step}", step, engine, head, {"identity": {}})
+        save(folder / f"step-{step}", step, engine, head, {"identity": {}})
     for name in (".step-200.unfinished", ".step-3.discarded"):
         (folder / name / "class").mkdir(parents=True)
     latest = checkpoints.find("latest", folder).name
@@ -154,7 +169,7 @@ def different_pools(folder):
     engine, head = parts(seed=0)
     head.prefill(np.arange(5) + rank(), torch.ones(5, 4))
     with pytest.raises(UserError, match="disagree about the class state: rank 1 against the others"):
-        checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}})
+        save(folder / "step-1", 1, engine, head, {"identity": {}})
     return list(folder.iterdir())
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ffc_ds.distributed import rank
+from ffc_ds.distributed import Aside, rank
 from ffc_ds.errors import UserError
 from ffc_ds.training import checkpoint, checkpoints, manifest
 from ffc_ds.training.manifest import MANIFEST, Writer, find_damage
 from ffc_ds.training.state_files import ShardReader
 from tests.launched import train_tiny
 from tests.ranks import run_ranks
-from tests.training.test_checkpoint import parts
+from tests.training.test_checkpoint import parts, save
 from tests.untrusted import Planted, plant_in_index, plant_in_tensors, seal
 
 BLOCK = 512
@@ -102,7 +102,7 @@ def test_what_somebody_else_wrote_is_taken_in(tmp_path):
     writer = Writer(tmp_path / "aside")
     writer.make_folder(writer.folder)
     (writer.folder / "other").write_bytes(b"x" * 10)
-    files = checkpoint._files_of_all(writer)
+    files = checkpoint._files_of_all(writer, Aside())
     writer.seal(files, tmp_path / "step-1")
     assert list(files) == ["other"] and find_damage(tmp_path / "step-1") is None
     (tmp_path / "step-1" / "other").write_bytes(b"y" * 10)
@@ -111,14 +111,14 @@ def test_what_somebody_else_wrote_is_taken_in(tmp_path):
 
 def limited(folder):
     """Rank 1 may write no file of more than 500 bytes: all ranks hear of it, and nothing is left; then it may."""
-    engine, head = parts(seed=0)
+    aside, (engine, head) = Aside(), parts(seed=0)
     if rank() == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     with pytest.raises(UserError) as caught:
-        checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}})
+        save(folder / "step-1", 1, engine, head, {"identity": {}}, aside=aside)
     left = list(folder.iterdir())
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}})
+    save(folder / "step-1", 1, engine, head, {"identity": {}}, aside=aside)
     return str(caught.value), left, find_damage(folder / "step-1")
 
 
@@ -130,9 +130,10 @@ def test_a_rank_that_cannot_write(tmp_path):
 def too_full(folder):
     engine, head = parts(seed=0)
     messages = []
-    for room in (0, 1 << 60):
+    for size in (0, 1 << 60):
+        checkpoint.Copy.bytes = size
         with pytest.raises(UserError) as caught:
-            checkpoint.save(folder / "step-1", 1, engine, head, {"identity": {}}, room)
+            save(folder / "step-1", 1, engine, head, {"identity": {}})
         messages.append(str(caught.value))
     return messages, [path.name for path in folder.iterdir()]
 

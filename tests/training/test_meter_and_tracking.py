@@ -26,7 +26,7 @@ def test_a_meter_taken_over_in_the_middle_gives_the_same_means():
         (first if step < 4 else second).add(value)
         if step == 3:
             second.load(json.loads(json.dumps(first.state())))
-    timing = {"images_per_second", "data_wait", "memory_gib"}
+    timing = {"images_per_second", "data_wait", "save_stall", "memory_gib"}
     whole, second = (meter.summary() for meter in (whole, second))
     assert {k: v for k, v in whole.items() if k not in timing} == {k: v for k, v in second.items() if k not in timing}
     assert whole["fill"] == pytest.approx(4 / 7)
