@@ -18,7 +18,7 @@ from deepspeed.utils import (  # all of them take None for the weight itself
     safe_set_local_optimizer_state,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import _TYPES as TYPES
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ffc_ds.distributed import rank, to_host, together, world_size
@@ -27,7 +27,6 @@ from ffc_ds.training.manifest import Writer
 
 WEIGHT = "weight"
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # fp16's, where it changes
-NAMES = {dtype: name for name, dtype in TYPES.items()}  # in safetensors
 STEPS = "step"  # what optimizers call the steps that they have done, for a parameter or for all
 
 
@@ -41,17 +40,7 @@ class BackboneCopy(NamedTuple):
         """Write backbone/part-RANK.safetensors in the folder of `writer`."""
         writer.make_folder(writer.folder / "backbone")
         with writer.open(writer.folder / "backbone" / f"part-{rank()}.safetensors") as file:
-            # As safetensors does; that would copy all of it twice.
-            tensors = sorted(self.tensors.items(), key=lambda item: -item[1].element_size())  # aligned
-            about, end = {"__metadata__": {"numbers": json.dumps(self.numbers)}}, 0
-            for name, tensor in tensors:
-                start, end = end, end + tensor.nbytes
-                about[name] = {"dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
-            header = json.dumps(about).encode()
-            header += b" " * (-len(header) % 8)
-            file.write(len(header).to_bytes(8, "little") + header)
-            for _, tensor in tensors:
-                file.write(tensor.flatten().view(torch.uint8).numpy())
+            file.write(save(self.tensors, {"numbers": json.dumps(self.numbers)}))
 
 
 class BackboneState:
