@@ -1,0 +1,34 @@
+"""Things happen to runs, which must end as if nothing had: `make soak`, or python -m tests.soak --help."""
+
+import argparse
+import itertools
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ffc_ds.training.trainer  # noqa: F401 (what forked processes shall find)
+from tests.soak.soak import Soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5, help="for how long rounds begin")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what happens is drawn with it")
+    parser.add_argument("--round", type=int, help="only this one")
+    parser.add_argument("--folder", type=Path, help="for the runs; by default a new one")
+    given = parser.parse_args()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    print(f"seed {given.seed}, in {folder}", flush=True)
+    soak, deadline = Soak(folder.resolve(), given.seed), time.monotonic() + 60 * given.minutes
+    for number in itertools.count() if given.round is None else [given.round]:
+        soak.round(number)
+        if time.monotonic() > deadline:
+            break
+    print(soak.summary(), flush=True)
+    return int(soak.failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

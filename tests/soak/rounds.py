@@ -1,0 +1,123 @@
+"""A run to which things happen: it is started again until it has finished, and must then be what it would have been."""
+
+import re
+import shutil
+from pathlib import Path
+from random import Random
+
+from ffc_ds.training.checkpoints import complete
+from ffc_ds.training.finished import is_finished
+from tests.soak.damage import DAMAGES, files_of
+from tests.soak.ends import differences
+from tests.soak.faults import FAULTS, Fault
+from tests.soak.kinds import KINDS, STEPS, Kind
+from tests.soak.life import Life
+from tests.soak.moments import wait_for_a_moment
+
+PATIENCE = 120.0  # seconds until all is gone, on a machine that has other things to do
+DAMAGE, DIVERGENCE = "a damaged checkpoint", "NaN for ever"
+WHAT_HAPPENS = [*FAULTS, *[DAMAGE] * 4, *[DIVERGENCE] * 2]
+
+
+class Round:
+    """One run. troubles: what it promised and did not keep."""
+
+    def __init__(self, folder: Path, number: int, rng: Random, kind: Kind | None = None, forked: bool = True):
+        self.folder, self._number, self._rng = folder, number, rng
+        self.kind = kind or rng.choice(KINDS)
+        self.run, self._forked = folder / "run", forked
+        self._lives, self.troubles, self.happened = 0, [], []
+
+    def go(self, happenings: list[Fault | str], undisturbed: Path) -> None:
+        """Have things happen to the run, then let it finish and compare it with `undisturbed`."""
+        for what in happenings:
+            if self._is_finished():
+                break
+            if what == DAMAGE:
+                self._be_damaged()
+            elif what == DIVERGENCE:
+                self._diverge()
+            else:
+                self._suffer(what)
+        self.finish()
+        if not self.troubles:
+            self.troubles += [f"not what it would have been: {what}" for what in differences(self.run, undisturbed)]
+
+    def finish(self) -> None:
+        """Without anything that happens."""
+        life = self._live("--resume", "auto")
+        self._end(life)
+        if life.code() != 0 or not self._is_finished():
+            self._complain(life, f"it does not come to its end: exit code {life.code()}")
+
+    def _suffer(self, fault: Fault) -> None:
+        life = self._live("--resume", "auto")
+        moment = wait_for_a_moment(life, self._rng, fault.only_steps)
+        before, saving = life.step(), life.saving()
+        too_late = life.code() is not None
+        fault.strike(life, self._rng)
+        took = self._end(life)
+        where = f"{moment} (step {before}{', saving' if saving else ''})"
+        wrong = None
+        if before > life.done_before and before < STEPS and not too_late and not self._is_finished():
+            wrong = fault.wrong(life)
+        if wrong:
+            self._complain(life, f"{fault.name}, {where}: {wrong}")
+        self._tell(fault.name, f"{where}{', too late' if too_late else ''}: code {life.code()}, gone in {took:.1f} s")
+
+    def _be_damaged(self) -> None:
+        there = complete(self.run / "checkpoints")
+        if not there:
+            return self._tell(DAMAGE, "there is none yet")
+        kept = shutil.copytree(self.run / "checkpoints", self.folder / "kept", dirs_exist_ok=True)
+        newest = there[-1][1]
+        file, how = self._rng.choice(files_of(newest)), self._rng.choice(DAMAGES)
+        how(file, self._rng)
+        what = f"{file.relative_to(newest.parent)} {how.__name__.replace('_', ' ')}"
+        life = self._live("--resume", "auto")
+        self._end(life)
+        said = [line for line in life.text().splitlines() if "damaged" in line]
+        expected = 0 if len(there) > 1 else 2
+        if life.code() != expected or not said:
+            self._complain(life, f"{what}: exit code {life.code()} instead of {expected}, and {said}")
+        if expected == 2:
+            shutil.rmtree(self.run / "checkpoints")
+            shutil.copytree(kept, self.run / "checkpoints")
+        shutil.rmtree(kept)
+        return self._tell(DAMAGE, f"{what}: code {life.code()}")
+
+    def _diverge(self) -> None:
+        """It takes the advice that it is given."""
+        life = self._live("--resume", "auto", "--optim.lr", "1e30")
+        took = self._end(life)
+        if self._is_finished():
+            self._complain(life, "a run that diverges has finished")
+        elif life.code() != 2 or "the run has diverged" not in life.text():
+            self._complain(life, f"divergence: exit code {life.code()}")
+        elif found := re.search(r"with --resume (\S+) and a lower", life.text()):
+            self._end(self._live("--resume", found[1]))
+        else:
+            shutil.rmtree(self.run)
+        self._tell(DIVERGENCE, f"code {life.code()}, gone in {took:.1f} s")
+
+    def _live(self, *arguments: str) -> Life:
+        self._lives += 1
+        log = self.folder / f"{self._lives}.log"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Life(self.run, log, self.kind, self._forked, *arguments)
+
+    def _end(self, life: Life) -> float:
+        seconds = life.is_gone_within(PATIENCE)
+        if seconds is None:
+            self._complain(life, f"processes are left after {PATIENCE:.0f} s")
+        return seconds or PATIENCE
+
+    def _is_finished(self) -> bool:
+        return is_finished(self.run)
+
+    def _complain(self, life: Life, text: str) -> None:
+        self.troubles.append(f"{text}; see {life.log}")
+
+    def _tell(self, name: str, text: str) -> None:
+        self.happened.append(name)
+        print(f"round {self._number} ({self.kind}): {name}, {text}", flush=True)
