@@ -2,14 +2,15 @@
 
 import argparse
 import itertools
+import os
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import ffc_ds.training.trainer  # noqa: F401 (what forked processes shall find)
 from tests.soak.soak import Soak
+from tests.warm import environment, preload
 
 
 def main() -> int:
@@ -19,6 +20,8 @@ def main() -> int:
     parser.add_argument("--round", type=int, help="only this one")
     parser.add_argument("--folder", type=Path, help="for the runs; by default a new one")
     given = parser.parse_args()
+    os.environ.update(environment())
+    preload()  # for those that are forked
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {given.seed}, in {folder}", flush=True)
     soak, deadline = Soak(folder.resolve(), given.seed), time.monotonic() + 60 * given.minutes
