@@ -109,7 +109,7 @@ def preload() -> None:
     import ffc_ds.training.trainer  # noqa: F401
     from ffc_ds.evaluation.figures import roc_curves
 
-    roc_curves({"": (np.linspace(0, 1), np.linspace(0, 1))}, BytesIO())
+    roc_curves({"any": (np.linspace(0, 1), np.linspace(0, 1))}, BytesIO())
 
 
 def _serve() -> None:

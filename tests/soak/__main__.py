@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.soak.grid import play_all
 from tests.soak.soak import Soak
 from tests.warm import environment, preload
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5, help="for how long rounds begin")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what happens is drawn with it")
     parser.add_argument("--round", type=int, help="only this one")
+    parser.add_argument("--grid", action="store_true", help="then have runs go on as other kinds, in all ways")
     parser.add_argument("--folder", type=Path, help="for the runs; by default a new one")
     given = parser.parse_args()
     os.environ.update(environment())
@@ -26,11 +28,12 @@ def main() -> int:
     print(f"seed {given.seed}, in {folder}", flush=True)
     soak, deadline = Soak(folder.resolve(), given.seed), time.monotonic() + 60 * given.minutes
     for number in itertools.count() if given.round is None else [given.round]:
-        soak.round(number)
         if time.monotonic() > deadline:
             break
+        soak.round(number)
     print(soak.summary(), flush=True)
-    return int(soak.failed > 0)
+    failed = soak.failed + (play_all(folder.resolve()) if given.grid and given.round is None else 0)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

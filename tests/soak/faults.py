@@ -12,6 +12,7 @@ from typing import NamedTuple
 import psutil
 
 from tests.soak.life import Life
+from tests.soak.moments import MOMENTS
 
 STOPPING = {"SIGTERM": 0, "SIGUSR1": 0, "SIGINT": 130}  # exit code of a run that one of its ranks is asked to stop
 
@@ -22,7 +23,7 @@ class Fault(NamedTuple):
     name: str
     strike: Callable[[Life, Random], None]
     wrong: Callable[[Life], str | None]
-    only_steps: bool = False
+    moments: tuple[str, ...] = tuple(MOMENTS)
 
 
 def _fails(life: Life) -> str | None:
@@ -119,7 +120,7 @@ FAULTS = [
     Fault("kill -9 of the launcher", _send(signal.SIGKILL, _first_launcher), _is_saved),
     Fault("kill -9 of its second process", _send(signal.SIGKILL, _second_launcher), _is_saved),
     Fault("kill -9 of both", _send(signal.SIGKILL, _both_launchers), _is_saved),
-    Fault("SIGSTOP to a rank", _send(signal.SIGSTOP, _one_rank), _is_named, only_steps=True),
+    Fault("SIGSTOP to a rank", _send(signal.SIGSTOP, _one_rank), _is_named, moments=("a step",)),
     Fault("a rank that stands still for a while", _stand_still, _goes_on),
     Fault("a full disk for a while", _fill_the_disk, _goes_on_or_says_that_there_is_no_room),
 ]

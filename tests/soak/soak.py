@@ -25,7 +25,7 @@ class Soak:
         rng = Random(f"{self._seed} {number}")
         forked = number % STARTED != STARTED - 1
         this = Round(self._folder / f"round-{number}", number, rng, forked=forked)
-        happenings = rng.choices(WHAT_HAPPENS, k=rng.randint(1, 4))
+        happenings = [(what, rng.choice(moments)) for what, moments in rng.choices(WHAT_HAPPENS, k=rng.randint(1, 4))]
         self.play(this, happenings, f"SEED={self._seed} ROUND={number}")
 
     def play(self, this: Round, happenings: list, again: str) -> None:
