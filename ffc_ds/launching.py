@@ -29,7 +29,7 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
     that is taken down in order, and the launcher would call a finished run a failure.
     """
     first = os.environ.get("RANK", "0") == "0"
-    if found := launchers():
+    if (found := launchers()) or _was_left():
         threading.Thread(target=_end_with, args=(found,), daemon=True).start()
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -72,12 +72,17 @@ def lives(process: psutil.Process) -> bool:
     """Whether a process is there, and more than an entry that its parent has not yet taken note of."""
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+    return "LOCAL_SIZE" in os.environ and os.getppid() == 1
+
+
+def _was_left() -> bool:
+    """Whether DeepSpeed's launcher was gone before this rank could look for it."""
+    return "LOCAL_SIZE" in os.environ and os.getppid() == 1
 
 
 def _end_with(launchers: list[psutil.Process]) -> None:
     """A rank whose launcher is gone would go on alone and hold its GPU: it is asked to end, as the launcher would."""
-    while all(map(lives, launchers)):
+    while launchers and all(map(lives, launchers)):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from tests.soak.grid import play_all
 from tests.soak.soak import Soak
 from tests.warm import environment, preload
@@ -23,7 +25,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="for the runs; by default a new one")
     given = parser.parse_args()
     os.environ.update(environment())
-    preload()  # for those that are forked
+    torch.set_num_threads(1)  # those that are forked are to sum in the same order as those that are started
+    preload()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {given.seed}, in {folder}", flush=True)
     soak, deadline = Soak(folder.resolve(), given.seed), time.monotonic() + 60 * given.minutes

@@ -27,7 +27,9 @@ def differences(run: Path, other: Path) -> list[str]:
     if mine.keys() != others.keys():
         found.append("the names in the last checkpoint")
     different = [key for key in mine.keys() & others.keys() if mine[key].tobytes() != others[key].tobytes()]
-    return found + [f"{key} in the last checkpoint" for key in sorted(different)]
+    if different:
+        found.append(f"{len(different)} parts of the last checkpoint, such as {min(different)}")
+    return found
 
 
 def state_of(checkpoint: Path) -> dict[str, np.ndarray]:

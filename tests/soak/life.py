@@ -23,7 +23,7 @@ class Life:
     """folder: of the run. forked: whether its processes are forked (forked.py) or started as a user's are."""
 
     def __init__(self, folder: Path, log: Path, kind: Kind, forked: bool, *arguments: str):
-        self.folder, self.log, self._metrics = folder, log, folder / "metrics.jsonl"
+        self.folder, self.log, self._metrics, self.forked = folder, log, folder / "metrics.jsonl", forked
         self._earlier = self._number()
         line = command(kind.world, *kind.settings(), *RHYTHM, "--output_dir", str(folder), *arguments)
         self.done_before = max([0, *(step for step, _ in complete(folder / "checkpoints"))])

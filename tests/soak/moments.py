@@ -19,7 +19,7 @@ def wait_for(moment: str, life: Life, rng: Random) -> None:
 
 
 def _start(life: Life, rng: Random) -> Callable[[], bool]:
-    pause = rng.uniform(0, 2)
+    pause = rng.uniform(0, 2 if life.forked else 15)
     return lambda: time.monotonic() > life.begin + pause
 
 

@@ -41,8 +41,8 @@ class Round:
             else:
                 self._suffer(what, moment)
         self.finish()
-        if not self.troubles:
-            self.troubles += [f"not what it would have been: {what}" for what in differences(self.run, undisturbed)]
+        if not self.troubles and (found := differences(self.run, undisturbed)):
+            self.troubles.append(f"not what it would have been: {', '.join(found)}; see {self.run}")
 
     def finish(self) -> None:
         """Without anything that happens."""
