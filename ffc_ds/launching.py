@@ -72,7 +72,7 @@ def lives(process: psutil.Process) -> bool:
     """Whether a process is there, and more than an entry that its parent has not yet taken note of."""
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return "LOCAL_SIZE" in os.environ and os.getppid() == 1
+    return False
 
 
 def _was_left() -> bool:
