@@ -9,8 +9,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from tests.soak.grid import play_all
 from tests.soak.soak import Soak
 from tests.warm import environment, preload
@@ -24,8 +22,6 @@ def main() -> int:
     parser.add_argument("--grid", action="store_true", help="then have runs go on as other kinds, in all ways")
     parser.add_argument("--folder", type=Path, help="for the runs; by default a new one")
     given = parser.parse_args()
-    os.environ.update(environment())
-    torch.set_num_threads(1)  # those that are forked are to sum in the same order as those that are started
     preload()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {given.seed}, in {folder}", flush=True)
@@ -40,4 +36,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if environment() != os.environ:  # with which torch must have started where those that are forked are to sum alike
+        os.execve(sys.executable, [sys.executable, "-m", "tests.soak", *sys.argv[1:]], environment())
     sys.exit(main())
