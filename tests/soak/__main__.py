@@ -30,6 +30,7 @@ def main() -> int:
         if time.monotonic() > deadline:
             break
         soak.round(number)
+    soak.damage_every_file()
     print(soak.summary(), flush=True)
     failed = soak.failed + (play_all(folder.resolve()) if given.grid and given.round is None else 0)
     return int(failed > 0)

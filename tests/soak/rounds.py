@@ -99,7 +99,7 @@ class Round:
         if seconds is None:
             self._complain(life, f"processes are left after {PATIENCE:.0f} s")
         if self._damaged and life.has_opened_its_log():
-            if "is damaged" not in life.text() and "it is damaged" not in life.text():
+            if "is damaged" not in life.text():
                 self._complain(life, f"{self._damaged}: nothing is said of it")
             self._damaged = None
         return seconds or PATIENCE

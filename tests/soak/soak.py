@@ -1,12 +1,15 @@
 """Rounds, one after another, for as long as there is time."""
 
+import itertools
 import shutil
 import time
 from collections import Counter
 from pathlib import Path
 from random import Random
 
-from tests.soak.kinds import Kind
+from ffc_ds.training.manifest import find_damage
+from tests.soak.damage import DAMAGES, files_of
+from tests.soak.kinds import STEPS, Kind
 from tests.soak.rounds import WHAT_HAPPENS, Round
 
 STARTED = 6  # of so many rounds one is started as a user starts it, which takes several times as long
@@ -38,6 +41,20 @@ class Soak:
         if not this.troubles:
             print(f"    as if nothing had happened, after {time.monotonic() - begin:.0f} s", flush=True)
             shutil.rmtree(this.folder)
+
+    def damage_every_file(self) -> None:
+        """In each way, one at a time: none may pass for what was written."""
+        tried = 0
+        for kind, run in self._undisturbed.items():
+            checkpoint = run / "checkpoints" / f"step-{STEPS}"
+            for file, how in itertools.product(files_of(checkpoint), DAMAGES):
+                content, tried = file.read_bytes(), tried + 1
+                how(file, Random(f"{self._seed} {tried}"))
+                if find_damage(checkpoint) is None:
+                    print(f"BROKEN: {kind}: {file} {how.__name__} is not found; again: SEED={self._seed}", flush=True)
+                    self.failed += 1
+                file.write_bytes(content)
+        print(f"{tried} damages to every file of {len(self._undisturbed)} checkpoints", flush=True)
 
     def _end_of(self, kind: Kind) -> Path:
         if kind not in self._undisturbed:
