@@ -103,6 +103,7 @@ def overruled_devices() -> str | None:
 
 def leave(code: int) -> None:
     """Leave at once: an orderly teardown would wait for ranks that are no longer there."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a disk that is full
+            stream.flush()
     os._exit(code)
