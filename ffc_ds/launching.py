@@ -29,7 +29,7 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
     that is taken down in order, and the launcher would call a finished run a failure.
     """
     first = os.environ.get("RANK", "0") == "0"
-    if found := launchers():
+    if (found := launchers()) or _was_left():
         threading.Thread(target=_end_with, args=(found,), daemon=True).start()
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -75,9 +75,14 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
+def _was_left() -> bool:
+    """Whether DeepSpeed's launcher was gone before this rank could look for it."""
+    return "LOCAL_SIZE" in os.environ and os.getppid() == 1
+
+
 def _end_with(launchers: list[psutil.Process]) -> None:
     """A rank whose launcher is gone would go on alone and hold its GPU: it is asked to end, as the launcher would."""
-    while all(map(lives, launchers)):
+    while launchers and all(map(lives, launchers)):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -98,6 +103,7 @@ def overruled_devices() -> str | None:
 
 def leave(code: int) -> None:
     """Leave at once: an orderly teardown would wait for ranks that are no longer there."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a disk that is full
+            stream.flush()
     os._exit(code)

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -32,8 +32,9 @@ def progress(
 
 def say(text: str) -> None:
     """Print a line, without disturbing a bar, and at once, lest processes write into each other's lines."""
-    tqdm.write(f"{text}\n", end="")
-    sys.stdout.flush()
+    with suppress(OSError):  # a log on a disk that is full
+        tqdm.write(f"{text}\n", end="")
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -84,12 +85,9 @@ class _Lines:
         if now - self._spoken >= EVERY:
             self._spoken = now
             left = (now - self._begin) * (self._total - self.n) / max(1, self.n - self._first)
-            print(
-                f"{self._desc}  {self.n:,}/{self._total:,} {self._unit}, {_duration(left)} left{self._also}\n",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self._desc}  {self.n:,}/{self._total:,} {self._unit}, {_duration(left)} left{self._also}\n"
+            with suppress(OSError):
+                print(line, end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass

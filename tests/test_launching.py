@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -76,3 +77,30 @@ def test_a_rank_whose_launcher_is_killed_is_asked_to_end(tmp_path):
         assert launcher.stdout.readline() == "running\n"
         launcher.kill()  # the first of two: the other one, which is the parent of the rank, goes on
         assert launcher.stdout.readline() == "asked to end\n"
+
+
+LATE = f"""
+import os, sys, time
+for _ in range(500):
+    if os.getppid() == 1:
+        break
+    time.sleep(0.01)
+else:
+    sys.exit(print("adopted by another process", flush=True))
+{ORPHAN}
+"""
+
+
+def test_a_rank_whose_launcher_was_gone_before_it_began_is_asked_to_end(tmp_path):
+    said = tmp_path / "said"
+    (tmp_path / "rank.py").write_text(LATE)
+    line = f"exec {sys.executable} {tmp_path / 'rank.py'} > {said} 2>&1"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LOCAL_SIZE": "1"}
+    subprocess.run(["sh", "-c", f"({line}) &"], env=env, check=True)
+    deadline = time.monotonic() + 50
+    while not said.exists() or said.read_text() in ("", "running\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if said.read_text().startswith("adopted"):
+        pytest.skip("orphans do not go to process 1 here")
+    assert said.read_text().endswith("asked to end\n")

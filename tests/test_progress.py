@@ -84,3 +84,22 @@ def test_what_takes_long_without_a_count_is_named_again_and_again(monkeypatch, c
     with progress.waiting("opening faces", first=60), progress.waiting("opening faces", first=0, shown=False):
         pass
     assert capsys.readouterr().out == ""
+
+
+FULL = """
+    from ffc_ds import progress
+    from ffc_ds.launching import run_for_user
+    progress.EVERY = 0
+
+    def main():
+        progress.say("a line")
+        return len(list(progress.progress(range(3), desc="train", unit="steps")))
+
+    run_for_user(main)
+"""
+
+
+def test_a_log_on_a_full_disk_ends_nothing():
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-c", textwrap.dedent(FULL)]
+        assert subprocess.run(line, cwd=ROOT, stdout=full, stderr=full).returncode == 3

@@ -340,7 +340,7 @@ class Trainer:
         self.tracker.close(preempted=True)
         if rank() == 0:
             write_results(self.folder, results)
-            print(f"stopped at step {self.done} of {self.steps}; {self.saver.how_to_go_on(self.done)}", flush=True)
+            say(f"stopped at step {self.done} of {self.steps}; {self.saver.how_to_go_on(self.done)}")
             self.lock.release()
         barrier()
         return results
@@ -353,7 +353,7 @@ class Trainer:
         self.tracker.close({"accuracy": results["trained"]["accuracy"]})
         together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
         if rank() == 0:
-            print(table(results, self.folder), flush=True)
+            say(table(results, self.folder))
             self.lock.release()
         barrier()
         return results

@@ -39,8 +39,8 @@ class Watchdog:
     the end of a `with`, from which an error is told to the other ranks."""
 
     def __init__(self, train: TrainConfig):
-        self._step_limit = 60 * train.step_timeout
-        self._at = "opening the data", time.monotonic(), 60 * train.open_timeout
+        self._limits = {"open_timeout": 60 * train.open_timeout, "step_timeout": 60 * train.step_timeout}
+        self._at = "opening the data", time.monotonic(), "open_timeout"
         self._host, self._rank, self._signs = socket.gethostname(), rank(), 0
         self._started = psutil.Process().create_time()
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -61,7 +61,7 @@ class Watchdog:
 
     def at(self, place: str) -> None:
         """This rank has come to a place, for which the limit of a step holds."""
-        self._at = place, time.monotonic(), self._step_limit
+        self._at = place, time.monotonic(), "step_timeout"
 
     def passing(self, items: Iterable, place: str) -> Iterator:
         """The same items; each is a place."""
@@ -72,7 +72,7 @@ class Watchdog:
     def _late(self) -> float:
         """Seconds since the limit was passed."""
         _, since, limit = self._at
-        return time.monotonic() - since - limit
+        return time.monotonic() - since - self._limits[limit]
 
     def _look_at_the_clock(self) -> None:
         """For when the store, which rank 0 keeps, does not answer: a call to it may never return."""
@@ -116,8 +116,7 @@ class Watchdog:
 
     def _overdue(self) -> str:
         place, _, limit = self._at
-        setting = "step_timeout" if limit == self._step_limit else "open_timeout"
-        return f"{place} did not end within {limit / 60:g} minutes (train.{setting})."
+        return f"{place} did not end within {self._limits[limit] / 60:g} minutes (train.{limit})."
 
     def _judge(self, text: str, silent: dict | None = None, speakers: dict | None = None, said_on: str = "") -> None:
         gone = [[sign["host"], sign["pid"], sign["started"]] for sign in (silent or {}).values()]

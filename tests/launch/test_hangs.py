@@ -71,14 +71,17 @@ def test_a_data_worker_that_died_is_named_and_started_again_once(tmp_path):
 
 
 def _meets_or_not(which):
-    """Two ranks at step 3: "worker" has the second one wait for a stopped process, "rank 0" stops the first one."""
+    """Two ranks at step 3: "worker" has the second one wait for a stopped process, "rank 0" stops the first one, "none"
+    has each wait for something else; "opening" has the second one open its data for ever."""
     from ffc_ds import distributed
     from ffc_ds.training import watchdog
 
     watchdog.PAUSE, watchdog.MARGIN = 0.2, 3.0
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    watch = watchdog.Watchdog(TrainConfig(step_timeout=1 / 60))
+    watch = watchdog.Watchdog(TrainConfig(step_timeout=1 / 60, open_timeout=1 / 60 if which == "opening" else 120))
+    if which == "opening" and rank == 1:
+        time.sleep(60)
     distributed.barrier()
     watch.at("step 3")
     if which == "worker" and rank == 1:
@@ -88,6 +91,8 @@ def _meets_or_not(which):
         time.sleep(60)
     if which == "rank 0" and rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
+    if which == "none":
+        time.sleep(60)
     distributed.barrier()
     time.sleep(60)
 
@@ -110,3 +115,17 @@ def test_who_waits_for_a_data_worker_is_named():
 def test_a_rank_0_that_keeps_the_store_and_is_stopped_is_named():
     _, second = ended("rank 0")
     assert second.code == 1 and "step 3 did not end" in second.stderr and "Rank 0 does not answer" in second.stderr
+
+
+def test_ranks_that_all_live_and_do_not_meet_are_named():
+    first, second = ended("none")
+    assert first.code == second.code == 1 and "step 3 did not end within" in first.stderr
+    both = r"All live, but do not meet: rank 0 \(.*\), which is at step 3; rank 1 \(.*\), which is at step 3\."
+    assert re.search(both, first.stderr)
+
+
+def test_who_does_not_come_to_the_end_of_opening_is_named():
+    first, second = ended("opening")
+    assert first.code == second.code == 1 and "opening the data did not end within" in first.stderr
+    behind = r"\(train.open_timeout\)\. rank 1 \(.*\), which is at opening the data, did not come"
+    assert re.search(behind, first.stderr)
