@@ -7,13 +7,19 @@ from ffc_ds.errors import UserError
 
 DETECTION_OUTPUTS = 5  # at least
 LANDMARKS, ATTRIBUTES = 192, 96  # pixels
+MANIFEST = "manifest.json"  # of InsightFace's packages of version 2
 
 
 def recognition_file(folder: Path) -> Path:
     """The one that recognises faces, told as InsightFace's `ModelRouter` does: by inputs and outputs, not by names.
 
-    Raises UserError if there is none, or several.
+    Raises UserError if there is none, or several, or if the folder has a manifest.
     """
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} says in {MANIFEST} which file recognises faces and what it takes, which is not read here: give "
+            "the path of that file, and --onnx.mean and --onnx.std"
+        )
     files = sorted(folder.glob("*.onnx"))
     found = [path for path in files if _recognises(read_graph(path))]
     names = ", ".join(path.name for path in found or files)

@@ -43,3 +43,6 @@ def test_none_or_several_are_refused_by_name(tmp_path):
         linear_net(tmp_path / name, ("N", 3, 112, 112))
     with pytest.raises(UserError, match=r"several .* recognise faces \(r100.onnx, r50.onnx\)"):
         open_encoder(str(tmp_path), OnnxInput(), CPU)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="says in manifest.json .* --onnx.mean and --onnx.std"):
+        open_encoder(str(tmp_path), OnnxInput(), CPU)

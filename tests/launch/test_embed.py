@@ -187,8 +187,8 @@ def test_a_model_exported_by_us_gives_the_same_numbers_on_every_road(tmp_path):
     images = [path.read_bytes() for path in sorted(faces.rglob("*.jpg"))]
     write_pair_bin(tmp_path / "pairs.bin", [*images, *images[1:], images[0]], np.arange(60) % 3 < 2)
     results, embeddings = [], []
-    for model in ("run", "pack/net.onnx", "pack"):
-        line = ["--data", faces, "--model", tmp_path / model, "--output_dir", tmp_path / "embedded" / model]
+    for model, output in (("run", "of_run"), ("pack/net.onnx", "of_file"), ("pack", "of_pack")):
+        line = ["--data", faces, "--model", tmp_path / model, "--output_dir", tmp_path / output]
         embed(*line, "--dtype", "float32")
         embeddings.append(np.stack(pq.read_table(line[-1])["embedding"].to_numpy()))
     for model in ("run", "pack"):
