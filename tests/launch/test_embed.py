@@ -1,6 +1,7 @@
 """`launch/embed.py` from the outside: two ranks, a kill, refusals; and one model by three roads."""
 
 import os
+import re
 import shutil
 import signal
 
@@ -20,7 +21,7 @@ from ffc_ds.evaluation.pair_files import write_pair_bin
 from ffc_ds.evaluation.run import evaluate
 from ffc_ds.evaluation.settings import parse_settings as parse_evaluation
 from ffc_ds.models.opening import load_model
-from tests.launched import train_ranks
+from tests.launched import ROOT, train_ranks
 from tests.protocol_data import person_folders, tiny_model
 from tests.warm import Call, environment, run_script, run_warm
 
@@ -198,3 +199,14 @@ def test_a_model_exported_by_us_gives_the_same_numbers_on_every_road(tmp_path):
     for found in embeddings[1:]:
         np.testing.assert_allclose(found, embeddings[0], atol=1e-4)
     assert results[0] == results[1] and 0.55 < results[0]["accuracy"] < 1
+
+
+def test_the_docs_find_the_images_that_are_most_alike(alone, tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install faiss-cpu")
+    shutil.copytree(alone, tmp_path / "out" / "embeddings")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "embeddings.md").read_text(), re.DOTALL | re.M)
+    found = {}
+    exec(example, found)
+    assert found["nearest"]["row"][0] == 0 and found["distances"][0] == pytest.approx(0, abs=1e-3)
+    assert len(found["distances"]) == 5
