@@ -14,7 +14,7 @@ from tests.encoders.onnx_nets import linear_net  # noqa: E402
 
 CPU = torch.device("cpu")
 OTHERS = {
-    "det_10g.onnx": {"outputs": 9},
+    "det_10g.onnx": {"outputs": 9, "dims": ("N", 3, 112, 112)},
     "1k3d68.onnx": {"dims": ("N", 3, 192, 192)},
     "genderage.onnx": {"dims": ("N", 3, 96, 96)},
 }
