@@ -68,6 +68,15 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
 
 
+def join_launcher() -> torch.device:
+    """Join the other processes of the launcher, if one started this process. Returns the device to compute on."""
+    if "RANK" in os.environ:
+        from ffc_ds.training.engine import init_distributed  # takes seconds, and a process alone does not need it
+
+        return init_distributed()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     """In-place reduction over all ranks, without gradient."""
     _enter()

@@ -2,6 +2,7 @@
 
 python launch/evaluate.py --model runs/lfw --output_dir results --pairs lfw.bin agedb_30.bin lfw/pairs.txt
 python launch/evaluate.py --model OWNER/NAME --output_dir results --ijb IJBB IJBC
+python launch/evaluate.py --model buffalo_l --output_dir results --pairs lfw.bin
 deepspeed launch/evaluate.py --model runs/lfw --output_dir results --probes facescrub --distractors megaface
 """
 

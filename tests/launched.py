@@ -61,10 +61,12 @@ def train(world: int, *arguments: str, **env: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(arguments, codes[0], stdout, stderr)
 
 
-def train_ranks(world: int, *arguments: str, how: Callable = run_script, **env: str) -> list[Ended]:
+def train_ranks(
+    world: int, *arguments: str, how: Callable = run_script, script: str = "launch/train.py", **env: str
+) -> list[Ended]:
     """How each rank ended."""
     job = {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    line = "launch/train.py", *arguments
+    line = script, *arguments
     ranks = [environment(RANK=rank, LOCAL_RANK=rank, **(job | env)) for rank in map(str, range(world))]
     return run_warm([Call(how, line, rank) for rank in ranks])
 

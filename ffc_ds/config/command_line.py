@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from ffc_ds.config.documents import parse_yaml
-from ffc_ds.config.paths import expanded
+from ffc_ds.config.paths import expand_paths, expanded
 from ffc_ds.config.values import check_each
 from ffc_ds.errors import UserError
 
@@ -60,6 +61,25 @@ def read_command(parser: ArgumentParser, arguments: list[str]) -> tuple[str, dic
     check_each(settings)
     # Each text is taken for a path: what is none has neither ~ nor $.
     return command, {name: expanded(name, value) for name, value in settings.items()}
+
+
+def read_settings(parser: ArgumentParser, kind: type, arguments: list[str]) -> Any:
+    """An instance of the dataclass `kind`, of whose fields the parser knows each. Raises UserError (shared)."""
+    try:
+        with refusals("The settings cannot be used"):
+            parsed = parser.parse_args(arguments)
+        settings = kind(**{entry.name: as_written(entry.type, parsed[entry.name]) for entry in fields(kind)})
+        check_each(asdict(settings))
+        expand_paths(settings)
+        return settings
+    except UserError as error:
+        error.shared = True
+        raise
+
+
+def as_written(kind: type, value: Any) -> Any:
+    """A setting of that type from what the parser has for it."""
+    return kind(**value.as_dict()) if is_dataclass(kind) else value
 
 
 @contextmanager

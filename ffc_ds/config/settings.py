@@ -1,6 +1,6 @@
 """All settings of a run: one dataclass per concern, filled from a YAML file and then from the command line."""
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from ffc_ds.config.command_line import make_parser, refusals
+from ffc_ds.config.command_line import as_written, make_parser, refusals
 from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.keys import in_order, known_keys
 from ffc_ds.config.paths import PathName, expand_paths, find_file
@@ -357,17 +357,13 @@ def _parse(arguments: list[str]) -> Config:
     for where, part in in_order(arguments, known_keys(Config)):
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
-    config = Config(**{entry.name: _as_written(entry.type, parsed[entry.name]) for entry in fields(Config)})
+    config = Config(**{entry.name: as_written(entry.type, parsed[entry.name]) for entry in fields(Config)})
     _apply_preset(config.head, {argument.split("=")[0] for argument in arguments})
     check_values(config)
     expand_paths(config)
     config.deepspeed = find_file(config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
     return config
-
-
-def _as_written(kind: type, value: Any) -> Any:
-    return kind(**value.as_dict()) if is_dataclass(kind) else value
 
 
 def save_config(config: Config, path: Path) -> None:

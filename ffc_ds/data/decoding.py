@@ -119,7 +119,8 @@ def _decode_jpeg(encoded: bytes, size: int, out: np.ndarray | None, max_megapixe
         return None
     width, height, tags = header
     check_size(width, height, max_megapixels)
-    for buffer in (out, None):  # straight to its place, if it is not too large for it
+    # Straight to its place, if it has that size: simplejpeg leaks some 4 KB when it finds a buffer too small.
+    for buffer in (out, None) if out is not None and out.shape[:2] == (height, width) else (None,):
         try:
             # A JPEG can be shrunk for free while it is decoded, to the smallest scale that still covers the target.
             pixels = simplejpeg.decode_jpeg(encoded, min_height=size, min_width=size, buffer=buffer)

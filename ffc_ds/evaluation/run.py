@@ -1,14 +1,12 @@
 """An evaluation from its settings to its folder of results."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ffc_ds.data.bounds import check_max_megapixels
-from ffc_ds.distributed import first_rank_first, rank, together
+from ffc_ds.distributed import first_rank_first, join_launcher, rank, together
+from ffc_ds.encoders.opening import open_encoder
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.ijb import read_ijb
 from ffc_ds.evaluation.image_files import read_distractors, read_probes
@@ -19,7 +17,6 @@ from ffc_ds.evaluation.results import write_results
 from ffc_ds.evaluation.settings import EvaluationConfig
 from ffc_ds.evaluation.templates import Embedder
 from ffc_ds.files import written_aside
-from ffc_ds.models.opening import load_model
 
 
 def evaluate(config: EvaluationConfig) -> list[Result]:
@@ -28,10 +25,10 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
     Everything is read and checked before anything is embedded. Returns the results, the same on all ranks. Raises
     UserError for whatever cannot be used; nothing half-written stays behind.
     """
-    device = _device()
+    device = join_launcher()
     protocols = together(lambda: _open(config))
-    model = first_rank_first(lambda: load_model(config.model)).to(device)
-    embedder = Embedder(model, device, config.batch_size, config.flip, True, config.max_megapixels)
+    encoder = first_rank_first(lambda: open_encoder(config.model, config.onnx, device))
+    embedder = Embedder(encoder, config.batch_size, config.flip, True, config.max_megapixels)
     if rank() != 0:
         return _results(protocols, embedder)
     with written_aside(Path(config.output_dir)) as folder:
@@ -39,14 +36,6 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
         folder.mkdir()
         write_results(config, results, folder)
     return results
-
-
-def _device() -> torch.device:
-    if "RANK" in os.environ:
-        from ffc_ds.training.engine import init_distributed  # takes seconds, and a process alone does not need it
-
-        return init_distributed()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _open(config: EvaluationConfig) -> list[Callable[[Embedder], Result | list[Result]]]:

@@ -1,14 +1,13 @@
 """The settings of an evaluation, and how they are read from the command line."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import docstring_parser
 
-from ffc_ds.config.command_line import make_parser, refusals
-from ffc_ds.config.paths import PathName, expand_paths
-from ffc_ds.config.values import check_each
+from ffc_ds.config.command_line import make_parser, read_settings
+from ffc_ds.config.paths import PathName
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
-from ffc_ds.errors import UserError
+from ffc_ds.encoders.onnx_input import OnnxInput
 
 LISTS = ("pairs", "ijb", "noises")
 
@@ -18,7 +17,8 @@ class EvaluationConfig:
     """What to evaluate, and on what."""
 
     model: PathName
-    """Folder of a backbone (RUN_DIR/model, or RUN_DIR), or its name on the hub."""
+    """Folder of a backbone (RUN_DIR/model, or RUN_DIR), or its name on the hub; an ONNX file; a model pack of
+    InsightFace, such as the folder buffalo_l."""
     output_dir: PathName
     """Folder to write: results.json, table.md, roc.png, histogram.png, errors.png. It must not exist."""
     pairs: list[PathName] = field(default_factory=list)
@@ -43,27 +43,15 @@ class EvaluationConfig:
     """Images per rank and forward."""
     max_megapixels: float = MAX_MEGAPIXELS
     """An image whose header announces more is refused before it is decoded; at most 178."""
+    onnx: OnnxInput = field(default_factory=OnnxInput)
 
 
 def parse_settings(arguments: list[str]) -> EvaluationConfig:
     """Settings from `--name value`, of which LISTS take several values. Raises UserError (shared)."""
-    try:
-        return _parse(arguments)
-    except UserError as error:
-        error.shared = True
-        raise
-
-
-def _parse(arguments: list[str]) -> EvaluationConfig:
-    parser = make_parser("Evaluate a backbone by the field's protocols.")
+    parser = make_parser("Evaluate a model by the field's protocols.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(EvaluationConfig, skip=set(LISTS))
     about = {field.arg_name: field.description for field in docstring_parser.parse_from_object(EvaluationConfig).params}
     for name in LISTS:
         parser.add_argument(f"--{name}", nargs="+", type=str, default=[], help=about[name])
-    with refusals("The settings cannot be used"):
-        settings = parser.parse_args(arguments).as_dict()
-    config = EvaluationConfig(**{key: value for key, value in settings.items() if key != "local_rank"})
-    check_each(asdict(config))
-    expand_paths(config)
-    return config
+    return read_settings(parser, EvaluationConfig, arguments)

@@ -1,4 +1,4 @@
-"""A net that turns images, and templates of images, into features, on all ranks together."""
+"""A model that turns images, and templates of images, into features, on all ranks together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
 
 from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
 from ffc_ds.data.decoding import decode
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.embedding import embed
+from ffc_ds.encoders.base import Encoder
 from ffc_ds.errors import shared
 from ffc_ds.progress import progress
 
@@ -50,14 +50,13 @@ class Templates:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A net with all that it takes to embed. Every rank calls the same methods in the same order.
+    """A model with all that it takes to embed. Every rank calls the same methods in the same order.
 
     batch_size: images per rank and forward. flip: add the features of an image and its mirror image, as the field's
     protocols do. progress: show a bar on rank 0. max_megapixels: larger images are refused.
     """
 
-    model: PreTrainedModel
-    device: torch.device
+    encoder: Encoder
     batch_size: int = 64
     flip: bool = True
     progress: bool = False
@@ -82,13 +81,11 @@ class Embedder:
                 rows = np.arange(start, min(start + CHUNK, total))
                 try:
                     features = embed(
-                        lambda inputs: self.model(inputs).embeddings,
+                        self.encoder,
                         images,
                         rows,
-                        self.model.config.image_size,
+                        self.encoder.image_size,
                         batch_size,
-                        self.device,
-                        self.model.dtype,
                         mirror=self.flip,
                         unit=unit,
                         progress=counted,

@@ -9,7 +9,7 @@ import torch
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import world_size
-from ffc_ds.embedding import embed
+from ffc_ds.embedding import embed, of_pixels
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.pair_choice import make_pairs
 from ffc_ds.evaluation.pair_files import read_pair_bin
@@ -85,13 +85,11 @@ def verify(
     training = module.training
     module.eval()
     embeddings = embed(
-        lambda inputs: module(inputs).embeddings,
+        of_pixels(lambda inputs: module(inputs).embeddings, device, dtype),
         pairs.images,
         pairs.rows,
         image_size,
         batch_size,
-        device,
-        dtype,
         mirror=True,
         progress=progress,
         max_megapixels=max_megapixels,

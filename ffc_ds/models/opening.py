@@ -12,19 +12,15 @@ from transformers.utils import logging
 from ffc_ds.errors import UserError
 from ffc_ds.models import BACKBONES
 
+FILES = ("config.json", "model.safetensors")
+
 
 def load_model(name: str) -> PreTrainedModel:
     """A backbone of this package, in fp32 and evaluation mode, from a folder (or the run that holds it) or the hub.
 
     Raises UserError if it is not there, is damaged, or is another kind of model.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(huggingface_hub.snapshot_download(name))
-        except (OSError, ValueError, HFValidationError) as error:
-            raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
-    model = load_backbone(folder)
+    model = load_backbone(find_folder(name))
     if not isinstance(model, tuple({model_class for model_class, _ in BACKBONES.values()})):
         raise UserError(
             f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
@@ -32,10 +28,26 @@ def load_model(name: str) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
+def find_folder(name: str) -> Path:
+    """The folder `name`, or what the hub has under that name. Raises UserError if it is in neither place."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(huggingface_hub.snapshot_download(name))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
+
+
+def backbone_folder(folder: Path) -> Path:
+    """Where a run, or a folder, has its backbone."""
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
 def load_backbone(folder: Path) -> PreTrainedModel:
     """The backbone saved in folder/model, or in `folder` itself, in fp32 and evaluation mode. Raises UserError."""
-    path = folder / "model" if (folder / "model").is_dir() else folder
-    for name in ("config.json", "model.safetensors"):
+    path = backbone_folder(folder)
+    for name in FILES:
         if not (path / name).is_file():
             raise UserError(f"{path} holds no backbone: {name} is missing. A finished training leaves RUN_DIR/model.")
     verbosity = logging.get_verbosity()

@@ -10,7 +10,7 @@ from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.distributed import rank
-from ffc_ds.embedding import embed
+from ffc_ds.embedding import embed, of_pixels
 from ffc_ds.heads.base import Head
 from ffc_ds.training.engine import Engine
 
@@ -30,13 +30,11 @@ def prefill(
     wanted = permute(np.arange(head.prefill_identities), index.identities, key)
     for identities in np.array_split(wanted, -(-len(wanted) // CHUNK)) if len(wanted) else ():
         features = embed(
-            engine.gallery_features,
+            of_pixels(engine.gallery_features, engine.device, engine.dtype),
             faces,
             index.images[index.offsets[identities]],
             config.model.image_size,
             batch_size,
-            engine.device,
-            engine.dtype,
             progress=shown,
             max_megapixels=config.data.max_megapixels,
         )

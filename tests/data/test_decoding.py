@@ -1,4 +1,6 @@
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +97,18 @@ def test_decoding_in_place_changes_nothing_else(kind, shape):
     encoded = encode(picture(*shape), kind)
     assert decode(encoded, 32, around[1]).base is around
     assert np.array_equal(around[1], decode(encoded, 32)) and np.all(around[::2] == 77)
+
+
+def anonymous_kib():
+    """Memory of this process that no file has."""
+    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory is in use")
+def test_memory_stays_flat_where_a_decoder_loses_some():
+    encoded = encode(picture(112), "JPEG")
+    for count in (200, 2000):
+        before = anonymous_kib()
+        for _ in range(count):
+            decode(encoded, 32)
+    assert anonymous_kib() - before < 2000  # a KiB each, of the four that are lost

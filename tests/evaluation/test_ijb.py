@@ -8,6 +8,7 @@ import torch
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode
+from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.ijb import read_ijb
 from ffc_ds.evaluation.protocols import evaluate_ijb
@@ -61,7 +62,7 @@ def insightface_templates(model, ijb, written, detector_score, flip, feature_nor
 )
 def test_templates_are_those_of_the_published_aggregation(folder, written, model, detector_score, flip, feature_norm):
     ijb = read_ijb(str(folder), detector_score, feature_norm)
-    embedder = Embedder(model, torch.device("cpu"), batch_size=7, flip=flip)
+    embedder = Embedder(NetEncoder(model), batch_size=7, flip=flip)
     found = embedder.templates(ijb.templates)
     expected = insightface_templates(model, ijb, written, detector_score, flip, feature_norm)
     np.testing.assert_allclose(found, np.stack(list(expected.values())), atol=1e-5)

@@ -10,6 +10,7 @@ from sklearn.model_selection import KFold
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode_many
+from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.evaluation.image_files import read_distractors, read_probes
 from ffc_ds.evaluation.pair_files import read_pair_bin
 from ffc_ds.evaluation.pair_lists import read_pairs
@@ -24,7 +25,7 @@ LFW = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lfw" / "
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
     model = load_model(str(tiny_model(tmp_path_factory.mktemp("model"))))
-    return Embedder(model, torch.device("cpu"))
+    return Embedder(NetEncoder(model))
 
 
 def embeddings(model, encoded):
@@ -52,7 +53,7 @@ def published_method(embedded, same):
 def test_lfw_gives_the_accuracy_of_the_published_method(embedder):
     encoded, same = read_pair_bin(LFW)
     places = {image: place for place, image in enumerate(dict.fromkeys(encoded))}
-    embedded = embeddings(embedder.model, list(places))[[places[image] for image in encoded]]
+    embedded = embeddings(embedder.encoder.model, list(places))[[places[image] for image in encoded]]
     expected = published_method(embedded, same)
     result = verify_sets(embedder, read_pairs(str(LFW)))
     # Of this net's thresholds many are about as good, and the published grid of 0.01 takes another one.
@@ -84,7 +85,7 @@ def test_a_video_is_the_average_of_its_frames(embedder, tmp_path):
 
     def video(person, number):
         files = sorted((tmp_path / person / str(number)).iterdir())
-        mean = embeddings(embedder.model, [file.read_bytes() for file in files]).mean(0)
+        mean = embeddings(embedder.encoder.model, [file.read_bytes() for file in files]).mean(0)
         return mean / np.linalg.norm(mean)
 
     lines = [(row[0], row[1], row[-2] if len(row) == 4 else row[0], row[-1]) for row in rows]
@@ -106,8 +107,8 @@ def test_identification_finds_each_mate_among_distractors(embedder, tmp_path):
         "mate_pairs": 36,
         "distractors": 32,
     }
-    a = embeddings(embedder.model, [Path(path).read_bytes() for path in probes.paths])
-    b = embeddings(embedder.model, [Path(path).read_bytes() for path in others.paths])
+    a = embeddings(embedder.encoder.model, [Path(path).read_bytes() for path in probes.paths])
+    b = embeddings(embedder.encoder.model, [Path(path).read_bytes() for path in others.paths])
     ranks = [
         1 + np.sum(a[i] @ b.T >= a[i] @ a[j])
         for i in range(18)

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_curve
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.decoding import decode, decode_many
+from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.alignment import AlignedImages
 from ffc_ds.evaluation.ijb import read_ijb
@@ -91,7 +92,7 @@ def test_ijb(model, tmp_path, prefix, galleries):
     folder = tmp_path / prefix.upper()
     ijb_folder(folder, prefix, subjects=100, impostors=2000)
     tar, rank, tpir = published_ijb(folder, prefix, [f"gallery_{name}" for name in galleries], model)
-    verification, *_, joined = evaluate_ijb(Embedder(model, torch.device("cpu")), read_ijb(str(folder)))
+    verification, *_, joined = evaluate_ijb(Embedder(NetEncoder(model)), read_ijb(str(folder)))
     found = verification.numbers["tar_at_far"]
     assert {far: found[far] for far in tar} == pytest.approx(tar, abs=1e-12)
     assert 0 < tar["0.001"] < tar["0.01"] < tar["0.1"] < 1 and found["0.0001"] is None
@@ -139,7 +140,7 @@ def test_ytf(model, tmp_path):
     (tmp_path / "splits.txt").write_text("\r\n".join(lines))
     accuracies, on_the_grid = published_ytf(tmp_path / "aligned_images_DB", tmp_path / "splits.txt", model)
     pairs = read_pairs(str(tmp_path / "splits.txt"), str(tmp_path / "aligned_images_DB"))
-    found = verify_sets(Embedder(model, torch.device("cpu"), flip=False), pairs).numbers
+    found = verify_sets(Embedder(NetEncoder(model), flip=False), pairs).numbers
     assert found["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12) and found["pairs"] == 400
     assert found["accuracy_std"] == pytest.approx(np.std(accuracies), abs=1e-12)
     assert abs(found["accuracy"] - np.mean(on_the_grid)) < np.std(on_the_grid) and 0.6 < found["accuracy"] < 1
@@ -186,7 +187,7 @@ def test_megaface_without_its_noises(model, tmp_path, capsys):
     assert [list(map(Path, images.paths)) for images in (left[0], left[2])] == expected
     assert [len(each) for each in expected] == [93, 148] and len(left[1]) == 93
     rank, tar = published_megaface(*expected, model)
-    found = identify_among(Embedder(model, torch.device("cpu")), *left).numbers
+    found = identify_among(Embedder(NetEncoder(model)), *left).numbers
     assert found["rank"]["1"] == pytest.approx(rank, abs=1e-12) and 0 < rank < 1
     assert found["tar_at_far"]["0.0001"] == pytest.approx(tar, abs=1e-12) and 0 < tar < 1
     assert (found["probes"], found["distractors"]) == (93, 148)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation import templates as module
 from ffc_ds.evaluation.image_files import ImageFiles, images_below
@@ -29,7 +30,7 @@ def test_templates_do_not_depend_on_batches_or_chunks(model_folder, faces, monke
     model, found = load_model(str(model_folder)), []
     for batch_size, chunk, starts in ((64, 1 << 14, [0]), (4, 10, [0, 10, 20])):
         monkeypatch.setattr(module, "CHUNK", chunk)
-        embedder = Embedder(model, torch.device("cpu"), batch_size)
+        embedder = Embedder(NetEncoder(model), batch_size)
         singles = embedder.templates(Templates.means(images, np.arange(25)))
         found.append((singles, embedder.templates(Templates(images, group, weight))))
         assert [start for start, _ in embedder.chunks(images)] == starts and singles.dtype == np.float32
@@ -48,14 +49,14 @@ def test_a_template_shows_the_image_that_weighs_most():
 
 def test_a_damaged_or_missing_file_is_named(model_folder, faces, tmp_path):
     copy = shutil.copytree(faces, tmp_path / "faces")
-    embedder = Embedder(load_model(str(model_folder)), torch.device("cpu"))
+    embedder = Embedder(NetEncoder(load_model(str(model_folder))))
     images = ImageFiles(images_below(copy), "faces")
     damaged = copy / "Person_3" / "Person_3_0002.jpg"
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match=r"Person_3_0002.jpg: not a readable image of 50 bytes"):
         list(embedder.chunks(images))
     damaged.write_bytes((faces / "Person_3" / "Person_3_0002.jpg").read_bytes())
-    bounded = Embedder(load_model(str(model_folder)), torch.device("cpu"), max_megapixels=0.0001)
+    bounded = Embedder(NetEncoder(load_model(str(model_folder))), max_megapixels=0.0001)
     with pytest.raises(
         UserError, match=r"Person_0_0001.jpg: its header announces \d+ x \d+ pixels, and max_megapixels"
     ):
@@ -69,4 +70,4 @@ def test_a_model_that_gives_no_numbers_is_refused(model_folder, faces):
     model = load_model(str(model_folder))
     model.fc.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match="embeddings of faces are not finite"):
-        list(Embedder(model, torch.device("cpu")).chunks(ImageFiles(images_below(faces), "faces")))
+        list(Embedder(NetEncoder(model)).chunks(ImageFiles(images_below(faces), "faces")))

@@ -1,0 +1,52 @@
+"""Batches of the images that can be read, decoded ahead by threads; of the others it is said why."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ffc_ds.data.bounds import CorruptImage
+from ffc_ds.data.decoding import decode_many
+from ffc_ds.data.faces import Faces
+
+AHEAD = 2  # batches of each thread
+
+
+class Readable(NamedTuple):
+    """What a batch of rows gives."""
+
+    pixels: torch.Tensor
+    """uint8 [k, S, S, 3], of the images that can be read."""
+    rows: np.ndarray
+    """int64 [k], theirs."""
+    damaged: list[tuple[str, str]]
+    """The others: what to call each, and why it cannot be read."""
+
+
+def readable_batches(
+    faces: Faces, batches: Iterable[np.ndarray], image_size: int, threads: int, max_megapixels: float
+) -> Iterator[Readable]:
+    """Decode batches of rows (int64 [b] each), in their order. Decoders leave Python's lock, so threads are enough."""
+
+    def read(rows: np.ndarray) -> Readable:
+        images, errors = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8), {}
+
+        def note(position: int, error: CorruptImage) -> None:
+            errors[position] = str(error)
+
+        decode_many(faces.encoded(rows), image_size, images, note, max_megapixels)
+        kept = ~np.isin(np.arange(len(rows)), list(errors))
+        damaged = [(faces.where(rows[position]), reason) for position, reason in errors.items()]
+        return Readable(torch.from_numpy(images if not errors else images[kept]), rows[kept], damaged)
+
+    with ThreadPoolExecutor(threads) as pool:
+        begun = deque()
+        for rows in batches:
+            begun.append(pool.submit(read, rows))
+            if len(begun) > AHEAD * threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
