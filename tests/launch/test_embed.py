@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ffc_ds.data.decoding import decode
+from ffc_ds.data.decoding import decode, decode_many
+from ffc_ds.data.opening import load_faces
 from ffc_ds.embedding_set import parts as module
 from ffc_ds.embedding_set.run import embed_set
 from ffc_ds.embedding_set.settings import parse_settings
@@ -108,7 +109,13 @@ def test_float32_mirrored_and_a_part_of_generated_faces(data, tmp_path, monkeypa
     embed(*line, "--split", "train[5:15]", "--dtype", "float32", "--flip", "true")
     found = pq.read_table(tmp_path / "out")
     assert found["row"].to_pylist() == list(range(10)) and str(found["name"].type) == "int64"
-    np.testing.assert_allclose(np.linalg.norm(np.stack(found["embedding"].to_numpy()), axis=1), 1, rtol=1e-5)
+    images = load_faces("generated:8:32:3", "train", "image", "label").encoded(np.arange(5, 15))
+    inputs = torch.from_numpy(decode_many(images, 32)).permute(0, 3, 1, 2) / 127.5 - 1
+    net = load_model(str(data / "model"))
+    truth = (net(inputs).embeddings + net(inputs.flip(3)).embeddings).detach()
+    np.testing.assert_allclose(found["norm"], truth.norm(dim=1), rtol=1e-5)
+    embeddings = np.stack(found["embedding"].to_numpy())
+    np.testing.assert_allclose(embeddings, torch.nn.functional.normalize(truth), atol=1e-5)
     with pytest.raises(UserError, match="flip was True, now False"):
         embed(*line, "--split", "train[5:15]", "--dtype", "float32")
 
