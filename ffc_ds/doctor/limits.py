@@ -21,6 +21,7 @@ TIGHT = 0.9  # of the memory: a plan is right to a tenth
 FILES, FILES_OF_WORKER, FILES_OF_RANK = 64, 12, 8  # checkpoints and libraries; pipes and mapped batches; connections
 NCCL_BUFFERS = 512 << 20  # bytes of shared memory
 MAPPED = "identity index, mapped from disk"  # the system can drop it
+SAVED = "checkpoint, while it is written"
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
@@ -74,7 +75,9 @@ def _changes(plan: Plan, place: str, free: float) -> list[str]:
     on_cpu = plan.memory["CUDA and NCCL"] == 0
     if place == "gpu" or on_cpu:
         ranks = settings.gpus_per_node if on_cpu else 1
-        room = (free - sum(plan.host.values()) * on_cpu) / ranks + OVERHEAD  # which a plan counts, and is there already
+        others = sum(size for name, size in plan.host.items() if name != SAVED) if on_cpu else 0
+        # A checkpoint while it is written takes as much again, at most. The overhead is there already.
+        room = (free - others) / ranks / (1 + on_cpu) + OVERHEAD
         found = remedies(replace(settings, gpu_memory=room / 2**30), count_backbone(settings)) if room > 0 else []
         changes += [change for change in found if not (on_cpu and "class_optim.memory" in change)]
     return changes or ["more memory"]

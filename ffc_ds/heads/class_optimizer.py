@@ -32,18 +32,15 @@ class _RowOptimizer:
         on_host = config.memory == "host" and weights.device.type != "cpu"
         place = {"device": "cpu", "pin_memory": True} if on_host else {"device": weights.device}
         self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
-        self._round = StochasticRounding(("weights", *self.slots), weights.shape[1], workspace)
+        rounded = weights.dtype == torch.bfloat16
+        self._round = StochasticRounding(("weights", *self.slots), weights.shape[1], workspace) if rounded else None
         self._first_row = first_row
         self.updates = 0
-
-    @property
-    def _is_rounded(self) -> bool:
-        return self.weights.dtype == torch.bfloat16
 
     def begin(self, step: int) -> None:
         """A step of the run is going to be applied."""
         self.updates += 1
-        if self._is_rounded:
+        if self._round is not None:
             self._round.begin(self.seed, step)
 
     def read(self, name: str, rows: slice | Tensor) -> Tensor:
@@ -68,7 +65,7 @@ class _RowOptimizer:
         self._write(name, self.state[name], rows, value)
 
     def _write(self, name, tensor, rows, value):
-        if self._is_rounded:
+        if self._round is not None:
             here = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop, device=value.device)
             value = self._round(name, value, here + self._first_row)
         if isinstance(rows, Tensor):

@@ -17,13 +17,13 @@ class StochasticRounding:
     """For rows of `dim` numbers of several tensors, which are named by the words that they are given."""
 
     def __init__(self, names: tuple[str, ...], dim: int, workspace: Workspace):
-        self._names, self._workspace = names, workspace
-        self._columns = torch.arange(dim, device=workspace.device)
+        self._names, self._dim, self._workspace = names, dim, workspace
 
     def begin(self, seed: int, step: int) -> None:
         """From here on the bits are those of this step."""
         self._keys = {name: int(mix(seed, step, place)) >> 1 for place, name in enumerate(self._names)}
-        self._words = {name: self._word(self._columns, key) for name, key in self._keys.items()}
+        columns = torch.arange(self._dim, device=self._workspace.device)
+        self._words = {name: self._word(columns, key) for name, key in self._keys.items()}
 
     def __call__(self, name: str, value: Tensor, rows: Tensor) -> Tensor:
         """For fp32 `value` [b, dim] of the tensor `name`, of these rows (int64 [b], of all ranks): what bf16 can

@@ -13,7 +13,7 @@ from ffc_ds.doctor.collectives import judge_step
 from ffc_ds.doctor.compute import judge_matrices
 from ffc_ds.doctor.data_path import judge_data, judge_workers
 from ffc_ds.doctor.finding import Finding, amount, duration, table
-from ffc_ds.doctor.limits import judge_files, judge_memory, judge_shared_memory
+from ffc_ds.doctor.limits import SAVED, judge_files, judge_memory, judge_shared_memory
 from ffc_ds.doctor.output_folder import checkpoint_bytes, judge_checkpoints
 from ffc_ds.doctor.ranks import judge_clocks, judge_ranks
 from ffc_ds.doctor.settings import plan_of
@@ -172,7 +172,7 @@ def test_checkpoints():
 
 def test_memory_of_gpu_and_host():
     plan = plan_of(case())
-    gpu, host = plan.total - plan.memory["CUDA and NCCL"], plan.host["loader"]
+    gpu, host = plan.total - plan.memory["CUDA and NCCL"], plan.host["loader"] + plan.host[SAVED]
     roomy = {"gpu": 2 * gpu, "host": 2 * host}
     expect(judge_memory(case(), [roomy] * 2), "ok", f"gpu: {gpu / 2**30:.2f} of {2 * gpu / 2**30:.2f} GiB")
     expect(judge_memory(case(), changed(roomy, gpu=1.05 * gpu)), "warning")
@@ -183,7 +183,7 @@ def test_memory_of_gpu_and_host():
 def test_memory_without_gpus_is_that_of_all_ranks_of_a_host():
     apart, beside = case(CPU), case(CPU, hosts=("a", "a"))
     plan = plan_of(beside)
-    needed = 2 * plan.total + plan.host["pool index, class optimizer"] + plan.host["loader"]
+    needed = 2 * plan.total + sum(plan.host[name] for name in ("pool index, class optimizer", "loader", SAVED))
     assert plan.memory["CUDA and NCCL"] == 0
     expect(judge_memory(beside, [{"host": 1.2 * needed}] * 2), "ok", f"host: {needed / 2**30:,.2f} of")
     expect(judge_memory(beside, [{"host": 0.6 * needed}] * 2), "problem")

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.launched import ROOT, TINY, free_port
@@ -116,8 +117,12 @@ def where_one_rank_stops(*arguments):
     from ffc_ds.doctor import examination, meeting
 
     def measure(case):
+        other_is_there = Path(os.environ["THERE"])
         if os.environ["RANK"] == os.environ["STOPPED"]:
+            while not other_is_there.exists():  # it may still wait for an answer about the check before
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGSTOP)
+        other_is_there.touch()
         return check.measure(case)
 
     meeting.GRACE = 1.0
@@ -128,7 +133,8 @@ def where_one_rank_stops(*arguments):
 
 
 def test_a_rank_that_does_not_come(tmp_path):
-    first, _ = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="11")
+    there = [str(tmp_path / "there")] * 2
+    first, _ = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="11", THERE=there)
     assert first.code == 2 and "Traceback" not in first.stderr, first.stderr[-3000:]
     assert list(rows(first.stdout)) == NAMES[:4]
     assert "rank 1 gave no sign of life" in problems(first.stdout)["clocks"]
@@ -136,6 +142,7 @@ def test_a_rank_that_does_not_come(tmp_path):
 
 
 def test_a_rank_0_that_does_not_come(tmp_path):
-    _, second = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="00")
+    there = [str(tmp_path / "there")] * 2
+    _, second = examine(where_one_rank_stops, "--output_dir", str(tmp_path / "run"), STOPPED="00", THERE=there)
     assert second.code == 2 and "Traceback" not in second.stderr, second.stderr[-3000:]
     assert f"rank 1 on {os.uname().nodename} waited in vain for rank 0" in second.stderr
