@@ -115,13 +115,4 @@ def unit_vectors_(weights: Tensor, dim: int) -> None:
     vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
 
-def make_class_optimizer(
-    config: ClassOptimConfig,
-    weights: Tensor,
-    workspace: Workspace,
-    seed: int,
-    unit_dim: int | None = None,
-    first_row: int = 0,
-) -> RowSGD | RowAdamW:
-    """The optimizer that `config.name` asks for."""
-    return {"sgd": RowSGD, "adamw": RowAdamW}[config.name](config, weights, workspace, seed, unit_dim, first_row)
+CLASS_OPTIMIZERS = {"sgd": RowSGD, "adamw": RowAdamW}

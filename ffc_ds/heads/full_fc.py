@@ -9,7 +9,7 @@ from torch import Tensor
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.heads.base import Shard
 from ffc_ds.heads.class_head import ClassHead
-from ffc_ds.heads.class_optimizer import make_class_optimizer
+from ffc_ds.heads.class_optimizer import CLASS_OPTIMIZERS
 from ffc_ds.heads.class_softmax import Columns
 from ffc_ds.heads.softmax import Cells
 
@@ -28,7 +28,8 @@ class FullFC(ClassHead):
         accumulation: int = 1,
     ):
         super().__init__(config, classes, dim, device, seed, accumulation)
-        self.optimizer = make_class_optimizer(optim, self.weights, self.workspace, seed, self.unit_dim, self.start)
+        kind = CLASS_OPTIMIZERS[optim.name]
+        self.optimizer = kind(optim, self.weights, self.workspace, seed, self.unit_dim, self.start)
         self.lr_factor = optim.lr_factor
 
     def step(self, applied, learning_rate):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ffc_ds.config.settings import ClassOptimConfig
-from ffc_ds.heads.class_optimizer import make_class_optimizer
+from ffc_ds.heads.class_optimizer import CLASS_OPTIMIZERS
 from ffc_ds.heads.workspace import Workspace
 
 ROWS, DIM = 20, 6
@@ -17,7 +17,8 @@ TORCH = {
 
 def optimizer_of(name, weights, **settings):
     workspace = Workspace(weights.device)
-    return make_class_optimizer(ClassOptimConfig(name, weight_decay=0.01, **settings), weights, workspace, seed=3)
+    config = ClassOptimConfig(name, weight_decay=0.01, **settings)
+    return CLASS_OPTIMIZERS[name](config, weights, workspace, seed=3)
 
 
 @pytest.mark.parametrize("name", TORCH)
