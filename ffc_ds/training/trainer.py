@@ -10,11 +10,10 @@ from accelerate.utils import set_seed
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.loader import advice_on_waiting, check_batch_size, check_shared_memory, make_loader
+from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
-from ffc_ds.data.training_faces import check_replaced
-from ffc_ds.distributed import all_reduce, barrier, host_share, rank, to_device, together, world_size
+from ffc_ds.distributed import barrier, host_share, rank, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
@@ -24,6 +23,7 @@ from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
 from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
+from ffc_ds.training.data_watch import DataWatch
 from ffc_ds.training.divergence import Diverged, Divergence
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.finished import is_finished
@@ -84,7 +84,7 @@ class Trainer:
         self.meter = Meter(data.batch_size)
         self.divergence = Divergence(config.train)
         self.done, self.verified, self.last_result = 0, {}, None
-        self.replaced, self.told, self.starved, self.compiled = 0, set(), 0, None
+        self.data_watch, self.compiled = DataWatch(config.data), None
         self.continued, self.resumed = False, start is not None
         wandb_id = self._resume(start) if self.resumed else None
         self.compiled = self._compile()
@@ -164,7 +164,7 @@ class Trainer:
     def _loss(self, batch, seed):
         """Features of both views by the nets, and what the head makes of them."""
         torch.manual_seed(int(seed) >> 1)  # dropout, with no state to save
-        self._tell_replaced(batch.replaced)
+        self.data_watch.note(batch.replaced)
         images = batch.images.to(self.device, non_blocking=True)
         flips, random_bytes = to_device(batch.flips, self.device), to_device(batch.bytes, self.device)
         inputs = to_input(images, flips, random_bytes, self.config.data, self.engine.dtype)
@@ -172,18 +172,6 @@ class Trainer:
         if self.engine.gallery is not None:
             gallery = self.engine.gallery.features(inputs).unflatten(0, (2, -1))
         return self.head.loss(probe, batch.labels, gallery)
-
-    def _tell_replaced(self, replaced):
-        """Count the images that could not be read or decoded, and say of each once what stands in its place."""
-        self.replaced += len(replaced)
-        for what in replaced:
-            if what not in self.told:
-                self.told.add(what)
-                say(what)
-
-    def _replaced_images(self) -> int:
-        """Of the whole run, on all ranks."""
-        return int(all_reduce(torch.tensor(self.replaced, device=self.device)))
 
     def _load_batches(self):
         """Those of the steps to come; other ones each time that the run has gone back."""
@@ -216,27 +204,18 @@ class Trainer:
         self.tracker.advance()
         if self.done % self.config.train.log_every == 0 or last:
             state = {"lr": lr, "gradient_norm": self.engine.gradient_norm, "refused_steps": self.divergence.refused}
-            state |= {"rewinds": self.divergence.rewinds, "replaced_images": self._replaced_images()}
+            state |= {"rewinds": self.divergence.rewinds, "replaced_images": self.data_watch.total(self.device)}
             epoch = self.done * self.sampler.batch_size / len(self.index.images)
             summary = self.meter.summary()
             self.tracker.log({"step": self.done, "epoch": epoch} | summary | state)
-            self._tell_waiting(summary["data_wait"])
             check_same_state(self.engine, self.head, self.done)
-            data = self.config.data
-            check_replaced(state["replaced_images"], self.done * data.batch_size, data.max_replaced)
+            self.data_watch.judge(state["replaced_images"], self.done, summary["data_wait"])
         self.divergence.check(last)
         if last or (every and self.done % every == 0):
             self._verify()
         if last or (self.saver.is_due(self.done) and self.divergence.refusing is None):
             with self.meter.saving():
                 self._save()
-
-    def _tell_waiting(self, share):
-        """Once, if steps wait long for data."""
-        advice = advice_on_waiting(share, self.config.data.workers)
-        self.starved += advice is not None
-        if advice and self.starved == 2:  # the first time the workers may just have begun
-            self.tracker.say(advice)
 
     def _verify(self):
         """Verification, on identities that were not trained on, of the net that the run will hand on. Raises
@@ -273,7 +252,7 @@ class Trainer:
             "identity": self._identity(),
             "dtype": str(self.engine.dtype),
             "divergence": self.divergence.state(),
-            "replaced": self._replaced_images(),
+            "replaced": self.data_watch.total(self.device),
             "verified": self.verified,
             "compiled": self.compiled,
             "meter": self.meter.state(),
@@ -311,7 +290,7 @@ class Trainer:
             raise shared(f"{path} is at step {run['step']}, beyond the {self.steps} steps of this run.")
         checkpoint.load(path, self.engine, self.head)
         self.done, self.verified = run["step"], run["verified"]
-        self.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
+        self.data_watch.replaced = run["replaced"] if rank() == 0 else 0  # one rank knows of all before
         self.meter.load(run["meter"])
         self.continued = path.resolve().parent == self.saver.folder.resolve()  # another folder is another run
         if self.continued:
