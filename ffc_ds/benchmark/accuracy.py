@@ -127,7 +127,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     """OUTPUT/NAME.md and NAME.png from the cells that are there."""
     parts, panels, commands, last, told = [], {}, {}, None, None
     for experiment in experiments:
-        rows, panels[experiment.title] = [], {}
+        rows, panel = [], {}
         for label, cells in experiment.lines.items():
             paths = [output / name / f"{cell.name}.json" for cell in cells]
             found = [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -135,15 +135,16 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
                 last = found[-1]
                 commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
-                panels[experiment.title][label] = [100 * each["trained"]["accuracy"] for each in found]
-        if rows:
+                panel[label] = [100 * each["trained"]["accuracy"] for each in found]
+        if rows and len(rows) >= min(2, len(experiment.lines)):  # until then there is nothing to compare
+            panels[experiment.title] = panel
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
             data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} ranks.\n\n".format(**last)
             said, told = ("" if data == told else data), data
             parts.append(f"## {experiment.title}\n\n{said}{markdown_table(heading, rows)}")
-    if last is None:
+    if not parts:
         return
-    dot_chart({title: lines for title, lines in panels.items() if lines}, "accuracy, %", output / f"{name}.png")
+    dot_chart(panels, "accuracy, %", output / f"{name}.png")
     about = "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
     made = how_it_was_made(commands, last["versions"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
