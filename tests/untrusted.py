@@ -55,7 +55,8 @@ def seal(step: Path) -> None:
     """Make the manifest that goes with what is there, as a stranger would."""
     (step / MANIFEST).unlink()
     writer = Writer(step)
-    for path in sorted(step.rglob("*")):
-        if path.is_file():
-            writer.take(path)
+    for path in [path for path in sorted(step.rglob("*")) if path.is_file()]:
+        content = path.read_bytes()
+        with writer.open(path) as file:
+            file.write(content)
     writer.seal(writer.files, step)

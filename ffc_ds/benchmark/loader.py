@@ -11,10 +11,11 @@ import simplejpeg
 from jsonargparse.typing import PositiveInt
 
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command, this_machine
+from ffc_ds.data.batch_checks import check_shared_memory
 from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import check_shared_memory, make_loader
+from ffc_ds.data.loader import make_loader
 from ffc_ds.data.opening import load_faces
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.errors import UserError

@@ -8,6 +8,7 @@ import torch
 
 from ffc_ds.config.settings import Config
 from ffc_ds.doctor.finding import Finding
+from ffc_ds.planning.settings import PlanSettings
 
 
 class Unmeasured(Exception):
@@ -29,6 +30,11 @@ class Case:
         return self.heard[check]
 
     @property
+    def settings(self) -> PlanSettings:
+        """What the settings say to a plan. Raises Unmeasured if they cannot be used."""
+        return PlanSettings(**self.of("settings")[0])
+
+    @property
     def hosts(self) -> list[str]:
         """The host of each rank."""
         return [each["host"] for each in self.of("ranks")]
@@ -46,8 +52,8 @@ class Case:
 
 
 class Check(NamedTuple):
-    """`measure` is called by every rank at once and may use collectives; `judge` is given what each rank's returned,
-    and may not. What they raise becomes the finding: a UserError, the same on all ranks or not, is a problem."""
+    """`measure` is called by every rank at once and may use collectives; `judge` is given what each rank's returned
+    (JSON), and may not. What they raise becomes the finding: a UserError, on all ranks or not, is a problem."""
 
     name: str
     measure: Callable[[Case], Any]

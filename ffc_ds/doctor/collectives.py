@@ -27,7 +27,7 @@ FASTER = (
 
 def measure_features(case: Case) -> dict[str, float]:
     """The all-gather of a step's probe features: fp32 [r, dim] of each rank."""
-    settings = case.of("settings")[0]
+    settings = case.settings
     own = _prepared(case, torch.float32, settings.batch_size, settings.embedding_size)
     total = own.nbytes * world_size()
     return {"total": total, "sent": total - own.nbytes, "seconds": _time(lambda: all_gather(own))}
@@ -35,7 +35,7 @@ def measure_features(case: Case) -> dict[str, float]:
 
 def measure_gradients(case: Case) -> dict[str, float]:
     """The all-reduce of the backbone's gradients in their type, of which one bucket is sent."""
-    settings = case.of("settings")[0]
+    settings = case.settings
     number = count_backbone(settings).parameters
     bucket = int(min(number, settings.bucket_size, LARGEST))
     gradients = _prepared(case, DTYPES[settings.dtype], bucket)
@@ -45,7 +45,7 @@ def measure_gradients(case: Case) -> dict[str, float]:
 
 def measure_softmax(case: Case) -> dict[str, float]:
     """The two small reductions by which the ranks join their softmax: fp32 [R] and [2, R]."""
-    rows = _prepared(case, torch.float32, case.of("settings")[0].rows)
+    rows = _prepared(case, torch.float32, case.settings.rows)
     total = 3 * rows.nbytes
     seconds = _time(lambda: join_ranks(rows, rows, rows))
     return {"total": total, "sent": 2 * total * (1 - 1 / world_size()), "seconds": seconds}

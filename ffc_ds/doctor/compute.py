@@ -11,11 +11,11 @@ SLOW = 0.75  # of the ranks' median
 
 def measure_matrices(case: Case) -> dict[str, float]:
     """FLOP/s by type: that of the run, and fp32, which it should beat."""
-    return {dtype: matrix_rate(dtype) for dtype in dict.fromkeys((case.of("settings")[0].dtype, "fp32"))}
+    return {dtype: matrix_rate(dtype) for dtype in dict.fromkeys((case.settings.dtype, "fp32"))}
 
 
 def judge_matrices(case: Case, found: list[dict[str, float]]) -> Finding:
-    dtype = case.of("settings")[0].dtype
+    dtype = case.settings.dtype
     rates = [each[dtype] for each in found]
     usual, slowest = statistics.median(rates), min(rates)
     tflops = f"{min(rates) / 1e12:.3g} to {max(rates) / 1e12:.3g} TFLOP/s a rank in {dtype}"

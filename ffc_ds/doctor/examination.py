@@ -76,7 +76,7 @@ def examine(config: Config, device: torch.device) -> dict[str, Finding]:
 
         with meeting.within(check.seconds, check.name, give_up):
             told = meeting.hear(check.name, _attempt(lambda check=check: check.measure(case)))
-        failures = {number: failure for number, (_, failure) in enumerate(told) if failure is not None}
+        failures = {number: Finding(*failure) for number, (_, failure) in enumerate(told) if failure is not None}
         if failures:
             findings[check.name] = _failed(case, failures, len(told))
             continue

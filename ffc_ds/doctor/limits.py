@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ffc_ds.data.loader import SHARED_MEMORY, check_shared_memory
+from ffc_ds.data.batch_checks import SHARED_MEMORY, check_shared_memory
 from ffc_ds.distributed import host_share
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount

@@ -1,7 +1,7 @@
 """What the ranks tell each other beside the collectives, which may be what is broken, and an end to waiting."""
 
+import json
 import os
-import pickle
 import socket
 import sys
 import threading
@@ -30,13 +30,13 @@ class Meeting:
         ]
 
     def hear(self, topic: str, told: Any) -> list:
-        """What all ranks tell, in rank order, once all have."""
+        """What all ranks tell (JSON), in rank order, once all have."""
         store = self._stores[0]
-        store.set(TOLD.format(topic, rank()), pickle.dumps(told))
+        store.set(TOLD.format(topic, rank()), json.dumps(told))
         everyones = _keys(TOLD, topic)
         while not store.check(everyones):
             time.sleep(PAUSE)
-        return [pickle.loads(each) for each in store.multi_get(everyones)]
+        return [json.loads(each) for each in store.multi_get(everyones)]
 
     def part(self) -> None:
         """The end: rank 0, which keeps the store, stays until the others need it no more, or is tired of waiting."""

@@ -1,8 +1,8 @@
 """Whether the settings go together, and what they say to a plan."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from ffc_ds.data.loader import check_batch_size
+from ffc_ds.data.batch_checks import check_batch_size
 from ffc_ds.distributed import world_size
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding
@@ -15,7 +15,7 @@ from ffc_ds.training.engine import check_deepspeed_config
 FEWEST = 2  # identities of a plan, as long as the data is not known
 
 
-def measure_settings(case: Case) -> PlanSettings:
+def measure_settings(case: Case) -> dict:
     """Raises UserError for what a run would be refused for, as far as that shows before data is read."""
     config, ranks = case.config, world_size()
     whole = config.data.images_per_identity // 2 if config.loader == "id" else 1
@@ -23,11 +23,11 @@ def measure_settings(case: Case) -> PlanSettings:
     check_deepspeed_config(config)
     settings = PlanSettings(FEWEST, FEWEST, ranks, **settings_of_run(config, ranks))
     count_backbone(settings)
-    return settings
+    return asdict(settings)
 
 
-def judge_settings(case: Case, found: list[PlanSettings]) -> Finding:
-    settings, backbone = found[0], count_backbone(found[0])
+def judge_settings(case: Case, found: list[dict]) -> Finding:
+    settings, backbone = case.settings, count_backbone(case.settings)
     measured = (
         f"{settings.head}, {settings.backbone} of {backbone.parameters / 1e6:.1f} M weights in {settings.dtype}, "
         f"ZeRO {settings.zero}, {settings.batch_size} images a rank at once"
@@ -37,7 +37,7 @@ def judge_settings(case: Case, found: list[PlanSettings]) -> Finding:
 
 def plan_of(case: Case) -> Plan:
     """The plan of the run, with the data and on the ranks that were found. Raises Unmeasured."""
-    settings, data = case.of("settings")[0], case.of("data")[0]
+    settings, data = case.settings, case.of("data")[0]
     most = max(map(len, case.ranks_of_hosts().values()))
     settings = replace(settings, identities=data["identities"], images=data["images"], gpus_per_node=most)
     return make_plan(settings, count_backbone(settings), case.device)

@@ -85,7 +85,7 @@ def _device_trouble(case: Case) -> list[str]:
     built, trouble = torch.cuda.get_arch_list(), []
     if built and not any(_runs(arch, major, minor) for arch in built):
         trouble.append(f"torch was built for {', '.join(built)}, and the GPU is an sm_{major}{minor}")
-    if "settings" in case.heard and case.heard["settings"][0].dtype == "bf16" and major < 8:
+    if "settings" in case.heard and case.settings.dtype == "bf16" and major < 8:
         trouble.append("the GPU does not compute in bf16 (ds_configs/fp16.json does)")
     return trouble
 

@@ -82,7 +82,7 @@ def write(target: Path, copy: Copy, aside: Aside) -> None:
             np.savez(file, **copy.host_state)
         with writer.open(writer.folder / "run.json") as file:
             file.write(copy.run)
-    files = _files_of_all(writer, aside)
+    files = {name: entry for part in aside.gather(writer.files) for name, entry in part.items()}
     _agree(writer, target, aside)
     if rank() == 0:
         discard(target)
@@ -109,16 +109,6 @@ def _check_room(folder: Path, room: int) -> None:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:,.3g} GB"
-
-
-def _files_of_all(writer: Writer, aside: Aside) -> dict[str, list]:
-    files = {name: entry for part in aside.gather(writer.files) for name, entry in part.items()}
-    if rank() == 0:  # what DeepSpeed copies from elsewhere, such as its memory on NVMe
-        names = (path.relative_to(writer.folder).as_posix() for path in writer.folder.rglob("*") if path.is_file())
-        for name in sorted(set(names) - files.keys()):
-            writer.take(writer.folder / name)
-            files[name] = writer.files[name]
-    return files
 
 
 def _agree(writer: Writer, target: Path, aside: Aside) -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from ffc_ds.config.settings import DataConfig
-from ffc_ds.data.loader import advice_on_waiting
+from ffc_ds.data.batch_checks import advice_on_waiting
 from ffc_ds.data.training_faces import check_replaced
 from ffc_ds.distributed import all_reduce, rank
 from ffc_ds.progress import say

@@ -61,10 +61,6 @@ class Writer:
         self.attempt(lambda: path.rename(target))
         self.files[self._name(target)] = self.files.pop(self._name(path))
 
-    def take(self, path: Path) -> None:
-        """Add a file that somebody else has written."""
-        self.files[self._name(path)] = self.attempt(lambda: _entry(path, sync=True))
-
     def seal(self, files: dict[str, list], target: Path) -> None:
         """Write the manifest of `files`, see to it that all names are on the disk, and give `folder` the name
         `target`."""
@@ -173,15 +169,13 @@ def _text(files: dict[str, list]) -> bytes:
     return json.dumps({"checksum": own, "files": files}, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def _entry(path: Path, sync: bool = False) -> list:
+def _entry(path: Path) -> list:
     """Size and checksum of a file as it is on the disk."""
     size, sum_, block = 0, xxh3_128(), memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:
         while read := file.readinto(block):
             sum_.update(block[:read])
             size += read
-        if sync:
-            os.fsync(file.fileno())
     return [size, sum_.hexdigest()]
 
 

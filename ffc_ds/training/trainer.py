@@ -10,7 +10,8 @@ from accelerate.utils import set_seed
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.loader import check_batch_size, check_shared_memory, make_loader
+from ffc_ds.data.batch_checks import check_batch_size, check_shared_memory
+from ffc_ds.data.loader import make_loader
 from ffc_ds.data.randomness import mix
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.distributed import barrier, host_share, rank, to_device, together, world_size

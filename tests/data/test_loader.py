@@ -16,17 +16,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ffc_ds.data import batch_checks
 from ffc_ds.data import loader as loader_module
+from ffc_ds.data.batch_checks import advice_on_waiting, check_batch_size, check_shared_memory
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.data.loader import (
-    advice_on_waiting,
-    check_batch_size,
-    check_shared_memory,
-    image_batches,
-    make_loader,
-    read_images,
-)
+from ffc_ds.data.loader import image_batches, make_loader, read_images
 from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler
 from ffc_ds.data.training_faces import TrainingFaces
@@ -245,7 +240,7 @@ def test_shared_memory_that_is_too_small(monkeypatch, faces, sampler):
     ranks = [make_loader(faces, sampler, SIZE, rank, 2, 1, 0, 4, workers=2) for rank in (0, 1)]
     needed = sum(place.nbytes for rank in ranks for place in rank.places)
     free = [needed]
-    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(batch_checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
     check_shared_memory(sampler.batch_size, SIZE, workers=2)
     free = [needed - 1]
     check_shared_memory(sampler.batch_size / 2, SIZE, workers=2)

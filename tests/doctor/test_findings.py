@@ -1,5 +1,7 @@
 """What is made of measurements that no test can bring about, and the measurements that need no ranks."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def case(device=GPU, hosts=("a", "b"), workers=4, **heard):
     """Two ranks with one GPU each, on fast hosts with room."""
     known = {
         "ranks": [{"host": host} for host in hosts],
-        "settings": [SETTINGS] * 2,
+        "settings": [asdict(SETTINGS)] * 2,
         "matrices": [RATE] * 2,
         "data": [DATA] * 2,
         "output_dir": [FOLDER] * 2,
@@ -120,7 +122,7 @@ def test_a_slow_network_is_told_by_what_it_costs():
     finding = judge_step(case(**{"all-reduce": changed(FAST, **slow)}), [None] * 2)
     expect(finding, "warning", "NCCL_SOCKET_IFNAME", f"{duration(plan.sent['backbone'] / 1e8)} for the backbone")
     with pytest.raises(Unmeasured, match="'data'"):
-        plan_of(Case(Config(), GPU, {"ranks": [{"host": "a"}] * 2, "settings": [SETTINGS] * 2}))
+        plan_of(Case(Config(), GPU, {"ranks": [{"host": "a"}] * 2, "settings": [asdict(SETTINGS)] * 2}))
 
 
 def test_data():

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from ffc_ds.distributed import Aside, rank
 from ffc_ds.errors import UserError
 from ffc_ds.training import checkpoint, checkpoints, manifest
-from ffc_ds.training.manifest import MANIFEST, Writer, find_damage
+from ffc_ds.training.manifest import MANIFEST, find_damage
 from ffc_ds.training.state_files import ShardReader
 from tests.launched import train_tiny
 from tests.ranks import run_ranks
@@ -96,17 +96,6 @@ def test_ranks_read_about_as_much_each(monkeypatch):
         shares.append(manifest._share(sizes))
     assert sorted(sum(shares, [])) == sorted(sizes)
     assert max(sum(sizes[name] for name in share) for share in shares) <= 51
-
-
-def test_what_somebody_else_wrote_is_taken_in(tmp_path):
-    writer = Writer(tmp_path / "aside")
-    writer.make_folder(writer.folder)
-    (writer.folder / "other").write_bytes(b"x" * 10)
-    files = checkpoint._files_of_all(writer, Aside())
-    writer.seal(files, tmp_path / "step-1")
-    assert list(files) == ["other"] and find_damage(tmp_path / "step-1") is None
-    (tmp_path / "step-1" / "other").write_bytes(b"y" * 10)
-    assert "other is not what was written" in find_damage(tmp_path / "step-1")
 
 
 def limited(folder):
