@@ -5,9 +5,10 @@
 #
 # Every start takes those hosts of HOSTFILE that answer ssh, and goes on with --resume auto. It is over when the run has
 # ended or was stopped, at exit code 2, which another start would not change, and after three starts in a row that
-# failed within a minute. PAUSE=10 are the seconds between two starts.
+# failed within a minute. PAUSE=10 are the seconds between two starts. To stop the run, stop one of its ranks
+# (docs/clusters.md), or press Ctrl-C here: a signal to this script alone leaves deepspeed running.
 set -u
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 hostfile=$1 failed=0
 shift
 there=$(mktemp)

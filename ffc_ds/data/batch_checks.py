@@ -5,11 +5,19 @@ import os
 import shutil
 from pathlib import Path
 
+from ffc_ds.config.settings import Config
+from ffc_ds.distributed import host_share
 from ffc_ds.errors import UserError
 
 PREFETCHED = 2  # batches of each worker
 SHARED_MEMORY = Path("/dev/shm")
 STARVED = 1 / 3  # share of the time spent waiting for batches that is worth a word
+
+
+def check_batches(config: Config, ranks: int) -> None:
+    """See `check_batch_size`, for a run on so many ranks."""
+    whole = config.data.images_per_identity // 2 if config.loader == "id" else 1
+    check_batch_size(config.data.batch_size, ranks, config.train.accumulation, whole)
 
 
 def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_each: int = 1) -> None:
@@ -42,6 +50,12 @@ def check_batch_size(batch_size: int, world_size: int, accumulation: int, rows_e
 def _nearest(numbers: list[int], to: int, most: int = 8) -> str:
     *others, last = map(str, sorted(sorted(numbers, key=lambda number: abs(number - to))[:most]))
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_memory_of_workers(config: Config) -> None:
+    """See `check_shared_memory`, for the ranks of a run on this host."""
+    images = config.data.batch_size / config.train.accumulation * host_share()
+    check_shared_memory(images, config.model.image_size, config.data.workers)
 
 
 def check_shared_memory(images: float, image_size: int, workers: int) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.randomness import integers_below, mix, permute
 from ffc_ds.errors import UserError
@@ -141,3 +142,9 @@ class Sampler:
 
 def _midpoints(number: int) -> np.ndarray:
     return (np.arange(number) + 0.5) / max(number, 1)
+
+
+def sampler_of(config: Config, index: IdentityIndex) -> Sampler:
+    """That of a run. Raises UserError for settings that do not go together."""
+    data = config.data
+    return Sampler(index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity)

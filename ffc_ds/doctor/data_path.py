@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from ffc_ds.data.decoding import decode_many
-from ffc_ds.data.sampler import Sampler
+from ffc_ds.data.sampler import sampler_of
 from ffc_ds.distributed import rank, together
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount
@@ -23,11 +23,9 @@ WAITED = 0.2  # of the time that a step computes: more than this is said
 
 def measure_data(case: Case) -> dict:
     """Open the data as a run does, then read and decode some of its images, each rank others. Raises UserError."""
-    config, data = case.config, case.config.data
+    config = case.config
     faces, index, _ = open_training_data(config)
-    together(
-        lambda: Sampler(index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity)
-    )
+    together(lambda: sampler_of(config, index))
     draw, number = np.random.default_rng([config.seed, rank()]), len(index.images)
     rows = index.images[draw.choice(number, min(IMAGES, number), replace=False)]
     return {"identities": index.identities, "images": number} | _sample(case, faces, rows)

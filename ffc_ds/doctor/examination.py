@@ -1,5 +1,6 @@
 """All checks, one after another, on all ranks at once; what one cannot do is its finding, not the end."""
 
+import json
 import sys
 from collections.abc import Callable
 
@@ -75,12 +76,12 @@ def examine(config: Config, device: torch.device) -> dict[str, Finding]:
             print(f"\nerror: the check {name!r} did not end; what comes after it was not looked at", file=sys.stderr)
 
         with meeting.within(check.seconds, check.name, give_up):
-            told = meeting.hear(check.name, _attempt(lambda check=check: check.measure(case)))
+            told = meeting.hear(check.name, _attempt(lambda check=check: json.dumps(check.measure(case))))
         failures = {number: Finding(*failure) for number, (_, failure) in enumerate(told) if failure is not None}
         if failures:
             findings[check.name] = _failed(case, failures, len(told))
             continue
-        case.heard[check.name] = values = [value for value, _ in told]
+        case.heard[check.name] = values = [json.loads(value) for value, _ in told]
         finding, failure = _attempt(lambda check=check, values=values: check.judge(case, values))
         findings[check.name] = finding or failure
     meeting.part()

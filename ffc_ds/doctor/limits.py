@@ -9,19 +9,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from ffc_ds.data.batch_checks import SHARED_MEMORY, check_shared_memory
-from ffc_ds.distributed import host_share
+from ffc_ds.data.batch_checks import SHARED_MEMORY, check_memory_of_workers
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.planning.backbone import count_backbone
-from ffc_ds.planning.plan import OVERHEAD, Plan, remedies
+from ffc_ds.planning.plan import MAPPED, OVERHEAD, SAVED, Plan, remedies
 
 TIGHT = 0.9  # of the memory: a plan is right to a tenth
 FILES, FILES_OF_WORKER, FILES_OF_RANK = 64, 12, 8  # checkpoints and libraries; pipes and mapped batches; connections
 NCCL_BUFFERS = 512 << 20  # bytes of shared memory
-MAPPED = "identity index, mapped from disk"  # the system can drop it
-SAVED = "checkpoint, while it is written"
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
@@ -85,9 +82,7 @@ def _changes(plan: Plan, place: str, free: float) -> list[str]:
 
 def measure_shared_memory(case: Case) -> int | None:
     """Free bytes of /dev/shm. Raises UserError if data.workers need more."""
-    config = case.config
-    images = config.data.batch_size / config.train.accumulation * host_share()
-    check_shared_memory(images, config.model.image_size, config.data.workers)
+    check_memory_of_workers(case.config)
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ffc_ds.distributed import rank, world_size
-from ffc_ds.launching import GRACE
+from ffc_ds.launching import GRACE, leave
 
 TOLD, LIVES, LEAVES = (f"ffc_ds/doctor/{{}}/{state}/{{}}" for state in ("told", "lives", "leaves"))
 PAUSE = 0.02  # seconds
@@ -63,9 +63,7 @@ class Meeting:
             else:
                 time.sleep(GRACE)  # unless rank 0 is the one that does not come
                 print(f"error: rank {rank()} on {socket.gethostname()} waited in vain for rank 0", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(2)
+            leave(2)
 
         threading.Thread(target=watch, daemon=True).start()
         try:

@@ -12,10 +12,7 @@ from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount, duration
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.errors import UserError
-from ffc_ds.heads import STATES
-from ffc_ds.planning.backbone import count_backbone
-from ffc_ds.planning.plan import Plan
-from ffc_ds.planning.settings import BYTES
+from ffc_ds.planning.plan import SAVED, Plan
 from ffc_ds.training.shared_folder import open_shared
 
 FILE = ".doctor-{}-{}"
@@ -94,11 +91,5 @@ def judge_checkpoints(case: Case, found: list) -> Finding:
 
 def checkpoint_bytes(plan: Plan) -> float:
     """Of weights, optimizer state, nets that follow and class state, of all ranks together."""
-    settings, memory = plan.settings, plan.memory
-    number = count_backbone(settings).parameters
-    copies = (settings.zero > 0 or BYTES[settings.dtype] == 2) + STATES[settings.optimizer]
-    copies += sum(memory[name] > 0 for name in ("gallery net", "average of the weights"))
-    on_ranks = memory["class state"] + memory["class optimizer"]
-    if settings.class_memory == "host":
-        on_ranks += plan.host["pool index, class optimizer"] / min(settings.gpus_per_node, settings.gpus)
-    return (BYTES[settings.dtype] + 4 * copies) * number + settings.gpus * on_ranks
+    settings = plan.settings
+    return plan.host[SAVED] / min(settings.gpus_per_node, settings.gpus) * settings.gpus

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 
-from ffc_ds.data.batch_checks import check_batch_size
+from ffc_ds.data.batch_checks import check_batches
 from ffc_ds.distributed import world_size
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding
@@ -18,8 +18,7 @@ FEWEST = 2  # identities of a plan, as long as the data is not known
 def measure_settings(case: Case) -> dict:
     """Raises UserError for what a run would be refused for, as far as that shows before data is read."""
     config, ranks = case.config, world_size()
-    whole = config.data.images_per_identity // 2 if config.loader == "id" else 1
-    check_batch_size(config.data.batch_size, ranks, config.train.accumulation, whole)
+    check_batches(config, ranks)
     check_deepspeed_config(config)
     settings = PlanSettings(FEWEST, FEWEST, ranks, **settings_of_run(config, ranks))
     count_backbone(settings)

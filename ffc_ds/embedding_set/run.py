@@ -12,7 +12,6 @@ import torch
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.opening import load_faces
 from ffc_ds.distributed import (
-    barrier,
     broadcast_object,
     first_rank_first,
     join_launcher,
@@ -49,8 +48,7 @@ def embed_set(config: EmbeddingConfig) -> None:
     missing = broadcast_object(together(lambda: parts.missing() if rank() == 0 else []))
     if rank() == 0 and len(missing) < parts.count:
         say(f"{parts.count - len(missing):,} of {parts.count:,} files are there")
-    _embed(config, faces, encoder, parts, missing[rank() :: world_size()])
-    barrier()
+    together(lambda: _embed(config, faces, encoder, parts, missing[rank() :: world_size()]))
     together(lambda: _report(parts, encoder.dim) if rank() == 0 else None)
 
 

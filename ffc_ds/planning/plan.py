@@ -11,6 +11,8 @@ from ffc_ds.planning.settings import PlanSettings
 
 OVERHEAD = 1 << 30  # CUDA context, libraries and NCCL: 0.5 to 1.5 GiB on most systems, which torch cannot count
 MOST_GPUS = 1 << 17
+SAVED = "checkpoint, while it is written"
+MAPPED = "identity index, mapped from disk"  # the system can drop it
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def _host_memory(settings, cost, backbone):
     batch = 3 * settings.image_size**2 * settings.batch_size
     return {
         "pool index, class optimizer": ranks * cost.host,
-        "checkpoint, while it is written": ranks * saved,
-        "identity index, mapped from disk": 8 * (settings.images + 2 * settings.identities + 1),
+        SAVED: ranks * saved,
+        MAPPED: 8 * (settings.images + 2 * settings.identities + 1),
         "loader": ranks * (2 * settings.workers + 1) * batch,
     }
 

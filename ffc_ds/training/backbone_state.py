@@ -167,9 +167,9 @@ class BackboneState:
             state = self._optimizer.state[part]
             if isinstance(state.get(STEPS), Tensor):
                 state[STEPS].fill_(numbers["steps"] or 0)
-            elif numbers["steps"] is not None:
-                own = isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW))
-                state[STEPS] = torch.tensor(float(numbers["steps"])) if own else numbers["steps"]
+            elif STEPS in state or numbers["steps"] is not None:
+                own, steps = isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)), numbers["steps"] or 0
+                state[STEPS] = torch.tensor(float(steps)) if own else steps
         for group in self._optimizer.param_groups:
             if STEPS in group:
                 group[STEPS] = numbers["steps_of_all"] or 0

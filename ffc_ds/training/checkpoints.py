@@ -1,6 +1,7 @@
 """The folder with the checkpoints of a run: which one to go on from, and what need not be kept."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from ffc_ds.distributed import broadcast_object, rank, together
@@ -18,7 +19,7 @@ def find(resume: str | None, folder: Path) -> Path | None:
     UserError on all ranks if there is none, if a path leads to a damaged one, or if a run that starts anew, or from
     elsewhere, would overwrite what is there.
     """
-    candidates = together(lambda: _candidates(resume, folder))
+    candidates = _as_rank_0_sees_them(lambda: _candidates(resume, folder), folder, resume)
     damages = {}
     for path in candidates:
         damage = find_damage(path)
@@ -28,9 +29,9 @@ def find(resume: str | None, folder: Path) -> Path | None:
         damages[path] = damage
     if not damages:
         return None
-    damaged = [path.resolve() for path in candidates]
-    beside = damaged[0].parent
-    whole = [path.name for _, path in complete(beside) if path not in damaged and find_damage(path) is None]
+    beside, names = candidates[0].parent, {path.name for path in candidates}
+    others = _as_rank_0_sees_them(lambda: [path for _, path in complete(beside) if path.name not in names], beside)
+    whole = [path.name for path in others if find_damage(path) is None]
     advice = f"Undamaged beside it: {', '.join(whole)}." if whole else f"There is no undamaged one in {beside}."
     raise shared("\n".join([*damages.values(), advice]))
 
@@ -53,9 +54,21 @@ def _candidates(resume: str | None, folder: Path) -> list[Path]:
     return [Path(resume)]
 
 
+def _as_rank_0_sees_them(look: Callable[[], list[Path]], folder: Path, resume: str | None = None) -> list[Path]:
+    """Checkpoints on all ranks, by their names, because `folder` may be called otherwise on another host, and a network
+    file system may show there for some seconds what was there before."""
+    names = broadcast_object(together(lambda: [path.name for path in look()] if rank() == 0 else None))
+    given = resume not in (None, "auto", "latest")
+    return [Path(resume)] if given else [folder / name for name in names]
+
+
 def newest(folder: Path, step: int) -> Path | None:
     """The newest undamaged checkpoint in `folder` that is not beyond `step`, on all ranks."""
-    candidates = broadcast_object([path for number, path in reversed(complete(folder)) if number <= step])
+
+    def up_to_it():
+        return [path for number, path in reversed(complete(folder)) if number <= step]
+
+    candidates = _as_rank_0_sees_them(up_to_it, folder)
     return next((path for path in candidates if find_damage(path) is None), None)
 
 

@@ -1,4 +1,4 @@
-"""All that touches DeepSpeed: the process group, the sharded backbone with its optimizer, the nets that follow it."""
+"""DeepSpeed's side of a run: the process group, the sharded backbone with its optimizer, the nets that follow it."""
 
 import copy
 import logging
@@ -141,8 +141,10 @@ class Engine:
         self.gallery, self.average = followers.get(Gallery), followers.get(WeightAverage)
         self.followers = list(followers.values())
         nets = [self.module, *(follower.module for follower in self.followers)]
-        self._buffers = [buffer for net in nets for buffer in net.buffers()]
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]  # as they were at the start of the step
+        buffers = [buffer for net in nets for buffer in net.buffers()]
+        kinds = [[each for each in buffers if each.is_floating_point() == floats] for floats in (True, False)]
+        self._buffers = [kind for kind in kinds if kind]
+        self._buffers_before = [[each.clone() for each in kind] for kind in self._buffers]  # at the start of the step
         self._at_start = True
 
     def _make_follower(self, module, settings, kind, momentum) -> Follower:
@@ -254,7 +256,7 @@ class Engine:
 
     def average_buffers(self) -> None:
         """Make the running statistics of batch normalisation those of all ranks: their mean."""
-        for buffer in self._buffers:
+        for buffer in [each for kind in self._buffers for each in kind]:
             if buffer.is_floating_point():
                 buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
 
@@ -291,12 +293,10 @@ class Engine:
                 yield name, parameter
 
 
-def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+def _copy_all(sources: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
     """One launch for all floats and one for all counts, where a copy each would be hundreds."""
-    for floats in (True, False):
-        pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].is_floating_point() == floats]
-        if pairs:
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+    for source, target in zip(sources, targets, strict=True):
+        torch._foreach_copy_(target, source)
 
 
 def _dtype(settings: dict) -> torch.dtype:

@@ -47,8 +47,10 @@ def _write(config, results, weights, last, folder):
 
 
 def write_results(folder: Path, results: dict) -> None:
-    """Write results.json; for rank 0."""
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    """Write results.json; for rank 0. Raises OSError; the file is there whole, or as it was."""
+    aside = folder / ".results.json.unfinished"
+    aside.write_text(json.dumps(results, indent=1))
+    aside.rename(folder / "results.json")
 
 
 def backbone_settings(config: Config) -> dict:

@@ -4,7 +4,9 @@ The state is copied to host memory, for which training stands still, and a threa
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ffc_ds.config.settings import TrainConfig
@@ -25,11 +27,12 @@ class Saver:
     """Writes the checkpoints of a run to `folder`. All ranks call it alike; leaving a `with` waits for one under way,
     unless other ranks may not come to its end.
 
+    at: is told where this rank is, now and then, while the last one waits.
     saved: the steps that were done at the newest one, None if there is none yet.
     """
 
-    def __init__(self, folder: Path, settings: TrainConfig):
-        self.folder, self._settings = folder, settings
+    def __init__(self, folder: Path, settings: TrainConfig, at: Callable[[str], None]):
+        self.folder, self._settings, self._at = folder, settings, at
         self._aside, self._thread = Aside(patience(settings)), ThreadPoolExecutor(1)
         self._writing: tuple[int, Future] | None = None
         self.saved, self._told, self._went_on = None, False, time.monotonic()
@@ -43,8 +46,10 @@ class Saver:
             self.wait()
 
     def is_due(self, done: int) -> bool:
-        """After `done` steps: every so many, some steps after a save that failed, and as soon as may be after one that
-        was put off."""
+        """After `done` steps: every so many, and at once when a save is seen to have failed, which is looked for now
+        and then."""
+        if self._writing is not None and self._writing[1].done():
+            self._writing[1].result()  # raises what has ended the thread of this rank: the others wait for it there
         if self._due <= done < self._next and self._writing is not None:
             if broadcast_object(self._writing[1].done()):
                 self.wait()
@@ -110,6 +115,7 @@ class Saver:
             if not broadcast_object(time.monotonic() < deadline):
                 raise shared(f"{trouble} The results are not written: make room, and --resume auto goes on.")
             self._say(f"warning: {trouble} This is the last one: waiting for room.")
+            self._at(f"waiting for room for the checkpoint of step {copy.step}")
             time.sleep(min(PAUSE, 6 * self._settings.final_save_minutes))
             self._writing = copy.step, self._thread.submit(self._write, copy)
 
@@ -120,7 +126,8 @@ class Saver:
         except UserError as error:
             return str(error)
         if rank() == 0:
-            tidy(self.folder, self._settings.keep_checkpoints)
+            with suppress(OSError):  # the next one removes it
+                tidy(self.folder, self._settings.keep_checkpoints)
         return None
 
     def _tell(self, begin: float) -> None:

@@ -39,7 +39,7 @@ class Tracker:
         if rank() != 0:
             return
         folder = Path(config.output_dir)
-        self._path = folder / "metrics.jsonl"
+        self._path, self._unwritten = folder / "metrics.jsonl", b""
         self._keep_to(start_step)
         self._run = _begin(config, folder, wandb_id, wandb_mode(config.tracking.wandb))
         if self._run is not None:
@@ -48,12 +48,14 @@ class Tracker:
 
     def _keep_to(self, step: int | None) -> None:
         """Drop the lines of metrics.jsonl beyond `step`, or all: they are of steps that will be done again."""
-        kept = [] if step is None else [line for line in read_metrics(self._path) if line["step"] <= step]
+        there = read_metrics(self._path) + [json.loads(line) for line in self._unwritten.splitlines()]
+        kept = [] if step is None else [line for line in there if line["step"] <= step]
         self._there = {_kind(line) for line in kept if line["step"] == step}
         self._size, self._unwritten = _rewrite(self._path, kept), b""
 
     def go_back(self, step: int) -> None:
-        """The run goes on from an earlier step. Weights & Biases knows no way back: it has the steps beyond it once."""
+        """The run goes on from an earlier step. Weights & Biases knows no way back: it has the steps beyond it once.
+        Raises UserError, on rank 0, if metrics.jsonl cannot be written."""
         if rank() == 0:
             self._keep_to(step)
             self._bar.update(step - self._bar.n)

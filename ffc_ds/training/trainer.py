@@ -10,11 +10,11 @@ from accelerate.utils import set_seed
 
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
-from ffc_ds.data.batch_checks import check_batch_size, check_shared_memory
+from ffc_ds.data.batch_checks import check_batches, check_memory_of_workers
 from ffc_ds.data.loader import make_loader
 from ffc_ds.data.randomness import mix
-from ffc_ds.data.sampler import Sampler
-from ffc_ds.distributed import barrier, host_share, rank, to_device, together, world_size
+from ffc_ds.data.sampler import sampler_of
+from ffc_ds.distributed import barrier, rank, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
@@ -51,27 +51,29 @@ class Trainer:
         self.config, self.folder = config, Path(config.output_dir)
         self.device = init_distributed(patience(config.train))
         self.watchdog = Watchdog(config.train)
+        try:
+            self._build()
+        except BaseException as error:
+            self.watchdog.tell(error)
+            raise
+
+    def _build(self):
+        config = self.config
         self.accumulation = config.train.accumulation
-        data, model = config.data, config.model
-        whole = data.images_per_identity // 2 if config.loader == "id" else 1
-        together(lambda: check_batch_size(data.batch_size, world_size(), self.accumulation, whole))
+        together(lambda: check_batches(config, world_size()))
         together(lambda: check_deepspeed_config(config))  # before any data is read
         check_same_start(config)
-        on_this_host = data.batch_size / self.accumulation * host_share()
-        together(lambda: check_shared_memory(on_this_host, model.image_size, data.workers))
+        together(lambda: check_memory_of_workers(config))
         open_shared(self.folder)
         self.lock = together(lambda: RunLock(self.folder) if rank() == 0 else None)
-        self.saver = Saver(self.folder / "checkpoints", config.train)
+        self.saver = Saver(self.folder / "checkpoints", config.train, self.watchdog.at)
         start = checkpoints.find(config.resume, self.saver.folder)
         self.faces, self.index, self.pairs = open_training_data(config)
         self.people = agreed_identities(self.index)
-        self.sampler = together(
-            lambda: Sampler(
-                self.index, data.batch_size, config.loader, data.id_share, config.seed, data.images_per_identity
-            )
-        )
+        self.watchdog.at("building the run")
+        self.sampler = together(lambda: sampler_of(config, self.index))
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
-        rows, dim = self.sampler.rows // self.accumulation, model.embedding_size
+        rows, dim = self.sampler.rows // self.accumulation, config.model.embedding_size
         self.at_once = 2 * rows // world_size()  # images of both views that this rank sees in a micro-batch
         batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
         self.head = build_head(
@@ -81,8 +83,8 @@ class Trainer:
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None
         self.engine = together(lambda: Engine(config, backbone, momentum))
-        self.optim = for_batch(config.optim, data.batch_size)
-        self.meter = Meter(data.batch_size)
+        self.optim = for_batch(config.optim, config.data.batch_size)
+        self.meter = Meter(config.data.batch_size)
         self.divergence = Divergence(config.train)
         self.done, self.verified, self.last_result = 0, {}, None
         self.data_watch, self.compiled = DataWatch(config.data), None
@@ -95,30 +97,36 @@ class Trainer:
 
     def run(self) -> dict:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
-        with self.watchdog, Preemption(self.device) as preemption, self.saver:
+        with self.watchdog, self.saver:
             self._before_training()
-            while self.done < self.steps:
-                lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
-                if self.engine.gallery is not None:
-                    self.engine.gallery.follow()
-                for micro in range(self.accumulation):
-                    loss, parts = self._loss(self._next_batch(), mix(self.seed, self.done, micro, rank()))
-                    self.engine.backward(loss)
-                    applied = self.engine.step(lr)
-                    self.meter.add({"loss": loss.detach()} | parts)
-                self.head.step(applied, lr)
-                if applied and self.engine.average is not None:
-                    self.engine.average.follow(self.done)
-                self.meter.step()
-                self.done += 1
-                self.divergence.count(self.done, applied, self.engine.looks_for_scale)
-                try:
-                    self._after_step(lr)
-                except Diverged as reason:
-                    self._go_back(reason)
-                if preemption.agreed() and self.divergence.refusing is None and self.done < self.steps:
-                    return self._stop(preemption.code)
-            return self._finish()
+            with Preemption(self.device) as preemption:
+                while self.done < self.steps:
+                    lr = self._step()
+                    try:
+                        self._after_step(lr)
+                    except Diverged as reason:
+                        self._go_back(reason)
+                    if preemption.agreed() and self.divergence.refusing is None and self.done < self.steps:
+                        return self._stop(preemption.code)
+                return self._finish()
+
+    def _step(self) -> float:
+        """One step of the optimizers. Returns its learning rate."""
+        lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
+        if self.engine.gallery is not None and self.divergence.refusing is None:  # or it would follow the same twice
+            self.engine.gallery.follow()
+        for micro in range(self.accumulation):
+            loss, parts = self._loss(self._next_batch(), mix(self.seed, self.done, micro, rank()))
+            self.engine.backward(loss)
+            applied = self.engine.step(lr)
+            self.meter.add({"loss": loss.detach()} | parts)
+        self.head.step(applied, lr)
+        if applied and self.engine.average is not None:
+            self.engine.average.follow(self.done)
+        self.meter.step()
+        self.done += 1
+        self.divergence.count(self.done, applied, self.engine.looks_for_scale)
+        return lr
 
     def _before_training(self):
         given, size = self.config.optim, self.config.data.batch_size
@@ -130,7 +138,10 @@ class Trainer:
             shown = self._shown("fill the pool")
             prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown)
         elif self.done == self.steps:
-            self._verify()
+            try:
+                self._verify()
+            except Diverged as reason:
+                self._go_back(reason)
         if self.config.train.on_divergence == "rewind" and not self.continued:
             self._save()  # somewhere to go back to
             self.saver.wait()
@@ -176,6 +187,7 @@ class Trainer:
 
     def _load_batches(self):
         """Those of the steps to come; other ones each time that the run has gone back."""
+        self.batches = None  # shared memory is there for one loader
         self.seed = self.sampler.seed = self.divergence.seed(self.config.seed)
         loader = make_loader(
             self.faces,
@@ -303,7 +315,8 @@ class Trainer:
         """Go on from an earlier checkpoint, more cautiously. Raises UserError if the run is to stop instead."""
         self.saver.wait()
         self._take_over(self.divergence.go_back(reason, self.done, self.saver.folder, self.config.optim.lr))
-        self.tracker.go_back(self.done)
+        together(lambda: self.tracker.go_back(self.done))
+        self._save()  # with what has changed: who resumes it is not to try the same again
         self._load_batches()
 
     def _identity(self) -> dict:
@@ -319,7 +332,10 @@ class Trainer:
         results = self._results() | {"preempted": True, "exit_code": exit_code}
         self.tracker.close(preempted=True)
         if rank() == 0:
-            write_results(self.folder, results)
+            try:
+                write_results(self.folder, results)
+            except OSError as error:  # what is saved is enough to go on from
+                say(f"warning: {self.folder}/results.json cannot be written: {error.strerror}")
             say(f"stopped at step {self.done} of {self.steps}; {self.saver.how_to_go_on(self.done)}")
             self.lock.release()
         barrier()

@@ -42,7 +42,7 @@ class Watchdog:
         self._limits = {"open_timeout": 60 * train.open_timeout, "step_timeout": 60 * train.step_timeout}
         self._at = "opening the data", time.monotonic(), "open_timeout"
         self._host, self._rank, self._signs = socket.gethostname(), rank(), 0
-        self._started = psutil.Process().create_time()
+        self._started, self._answered = psutil.Process().create_time(), time.monotonic()
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=30), wait_for_workers=False)
         self._give_sign()  # at once: who is stopped early is to be known by its process, too
@@ -54,7 +54,12 @@ class Watchdog:
 
     def __exit__(self, kind, error, *_) -> None:
         ending.set()
-        if error is not None and not getattr(error, "shared", False):
+        if error is not None:
+            self.tell(error)
+
+    def tell(self, error: BaseException) -> None:
+        """This rank ends of an error, which ranks on other hosts would not see."""
+        if not getattr(error, "shared", False):
             with suppress(dist.DistError):  # for hosts where no launcher sees it
                 reason = " ".join(str(error).split()) or repr(error)
                 self._judge(f"rank {self._rank} on {self._host} has ended: {reason:.1000}", said_on=self._host)
@@ -77,7 +82,8 @@ class Watchdog:
     def _look_at_the_clock(self) -> None:
         """For when the store, which rank 0 keeps, does not answer: a call to it may never return."""
         while not ending.wait(PAUSE / 4):
-            if self._late() > MARGIN:
+            # If it answers, its verdict is on the way: it may have come to this place later.
+            if self._late() > (MARGIN if time.monotonic() - self._answered > MARGIN else 2 * MARGIN):
                 said = f"{self._overdue()} Rank 0 does not answer: it is stopped, or its host is gone."
                 self._end(said, speaks=_first_here() or self._rank == 1)
 
@@ -87,7 +93,9 @@ class Watchdog:
                 self._give_sign()
                 if self._rank == 0 and self._late() > 0 and not self._store.check([VERDICT]):
                     self._find_out()
-                if self._store.check([VERDICT]):
+                there = self._store.check([VERDICT])
+                self._answered = time.monotonic()
+                if there:
                     self._obey(json.loads(self._store.get(VERDICT)))
             except dist.DistError:
                 if not ending.wait(2 * PAUSE):

@@ -15,12 +15,13 @@ from ffc_ds.doctor.collectives import judge_step
 from ffc_ds.doctor.compute import judge_matrices
 from ffc_ds.doctor.data_path import judge_data, judge_workers
 from ffc_ds.doctor.finding import Finding, amount, duration, table
-from ffc_ds.doctor.limits import SAVED, judge_files, judge_memory, judge_shared_memory
+from ffc_ds.doctor.limits import judge_files, judge_memory, judge_shared_memory
 from ffc_ds.doctor.output_folder import checkpoint_bytes, judge_checkpoints
 from ffc_ds.doctor.ranks import judge_clocks, judge_ranks
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.doctor.versions import conflicts, judge_versions
 from ffc_ds.planning.backbone import count_backbone
+from ffc_ds.planning.plan import SAVED
 from ffc_ds.planning.settings import PlanSettings
 from tests.tables import table as images
 
@@ -163,8 +164,8 @@ def test_workers():
 def test_checkpoints():
     size = checkpoint_bytes(plan_of(case()))
     number = count_backbone(SETTINGS).parameters
-    # bf16 weights, fp32 weights and momentum; class weights and their momentum
-    assert size == (2 + 4 + 4) * number + 2 * 4 * 512 * 10**6
+    # weights and momentum of both, in fp32
+    assert size == (4 + 4) * number + 2 * 4 * 512 * 10**6
     expect(judge_checkpoints(case(), [None] * 2), "ok", amount(size))
     for room, state in ((3.5, "ok"), (2.5, "warning"), (0.5, "problem")):
         folder = changed(FOLDER, free=room * size)

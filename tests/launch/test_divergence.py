@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 
@@ -34,13 +35,16 @@ def test_embeddings_that_are_not_finite_end_the_run(tmp_path):
 
 
 def _refusing_two_steps(*line):
-    """Until the run has gone back twice."""
+    """Until the run has gone back twice; it ends there, unless it is resumed."""
     from ffc_ds.training.trainer import Trainer
 
     loss_of = Trainer._loss
 
     def loss(trainer, *batch):
         found, parts = loss_of(trainer, *batch)
+        if trainer.divergence.rewinds == 2 and not trainer.resumed:
+            trainer.saver.wait()
+            os._exit(9)
         refused = trainer.done in (12, 13) and trainer.divergence.rewinds < 2
         return found * (math.nan if refused else 1.0), parts
 
@@ -52,8 +56,11 @@ def test_a_run_goes_back_by_itself_and_stays_what_it_is_when_resumed(tmp_path):
     settings = (*TINY, "--optim.lr", "0.2", "--optim.schedule", "constant", "--train.steps", "16", *ZERO0)
     settings += ("--train.on_divergence", "rewind", "--train.max_refused_steps", "2", "--train.checkpoint_every", "12")
     folder = tmp_path / "run"
-    first, second = train_ranks(2, *settings, "--output_dir", str(folder), how=_refusing_two_steps)
-    assert first.code == second.code == 0, first.stderr[-3000:]
+    line = (*settings, "--output_dir", str(folder), "--resume", "auto")
+    first, second = train_ranks(2, *line, how=_refusing_two_steps)
+    assert first.code == second.code == 9, first.stderr[-3000:]
+    again, _ = train_ranks(2, *line, how=_refusing_two_steps)  # which does not try the same again
+    assert again.code == 0, again.stderr[-3000:]
     results, lines = json.loads((folder / "results.json").read_text()), metrics(folder)
     assert (results["rewinds"], results["refused_steps"]) == (2, 4)
     # As no step from there could be applied, it goes on from the one before.

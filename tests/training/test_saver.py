@@ -19,7 +19,7 @@ def test_a_save_that_fails_is_tried_again_soon_and_one_that_takes_long_is_left_a
 
     monkeypatch.setattr(checkpoint, "copy", lambda step, *_: SimpleNamespace(step=step))
     monkeypatch.setattr(checkpoint, "write", write)
-    saver = Saver(tmp_path, TrainConfig(checkpoint_every=20))
+    saver = Saver(tmp_path, TrainConfig(checkpoint_every=20), at=print)
     due = []
     for done in range(1, 42):
         if done == 24:  # looked after every two steps, until here in vain
