@@ -1,12 +1,15 @@
 """Comparison of systems by the accuracy that the same budget of training reaches, over several seeds."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from jsonargparse.typing import PositiveInt
 
 from ffc_ds.benchmark.dot_chart import dot_chart
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
@@ -31,6 +34,7 @@ def run_accuracy(
     recipe: str = "launch/comparisons/accuracy_generated.yaml",
     settings: tuple[str, ...] = (),
     ranks: int = 2,
+    at_once: PositiveInt = 1,
     output: str = "docs/results",
     work: str = "runs/accuracy",
 ) -> None:
@@ -43,6 +47,7 @@ def run_accuracy(
         recipe: `every`, settings of all cells; `experiments`, by title `seeds` and `cells`, by label their settings.
         settings: further ones for all runs, as data.train=PATH; they do not tell cells apart.
         ranks: processes of each run.
+        at_once: runs side by side, for a GPU that none of them fills.
         output: folder of the results.
         work: folder of the runs.
 
@@ -58,7 +63,7 @@ def run_accuracy(
     def write():
         write_tables(name, experiments, Path(output))
 
-    train_cells(cells, every, Path(output) / name, Path(work) / name, ranks, settings, write)
+    train_cells(cells, every, Path(output) / name, Path(work) / name, ranks, settings, write, at_once)
 
 
 def train_cells(
@@ -69,22 +74,35 @@ def train_cells(
     ranks: int,
     settings: tuple[str, ...],
     write: Callable[[], None],
+    at_once: int = 1,
 ) -> None:
-    """Train those of which nothing lies in `results` yet, and `write()` after each and at the end."""
+    """Train those of which nothing lies in `results` yet, some `at_once`, and `write()` after each and at the end.
+    When one fails no other one is begun, and those under way are kept, before its UserError is raised."""
     results.mkdir(parents=True, exist_ok=True)
     there = {cell: results / f"{cell.name}.json" for cell in cells if (results / f"{cell.name}.json").exists()}
     kept = [json.loads(path.read_text()) for path in there.values()]
     about = {"every": every, "ranks": ranks, "command": this_command()}
     _check_alike([*kept, about], results)
     missing = [cell for cell in cells if cell not in there]
-    for cell in progress(missing, desc="compare", unit="cells", initial=len(there), total=len(cells)):
+    lock = threading.Lock()
+
+    def train_and_keep(cell: Cell) -> None:
         found = about | train_cell(cell, every, work / cell.name, ranks, settings)
-        kept.append(found)
-        _check_alike(kept, results)
-        aside = results / f"{cell.name}.unfinished"
-        aside.write_text(json.dumps(found, indent=1))
-        aside.rename(results / f"{cell.name}.json")
-        write()
+        with lock:
+            kept.append(found)
+            _check_alike(kept, results)
+            aside = results / f"{cell.name}.unfinished"
+            aside.write_text(json.dumps(found, indent=1))
+            aside.rename(results / f"{cell.name}.json")
+            write()
+
+    with ThreadPoolExecutor(at_once) as pool:
+        ended = as_completed([pool.submit(train_and_keep, cell) for cell in missing])
+        try:
+            for run in progress(ended, desc="compare", unit="cells", initial=len(there), total=len(cells)):
+                run.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     write()
 
 
