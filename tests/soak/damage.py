@@ -34,5 +34,10 @@ def with_a_zeroed_block(path: Path, rng: Random) -> None:
 DAMAGES: list[Callable[[Path, Random], None]] = [removed, cut, with_a_flipped_bit, with_a_zeroed_block]
 
 
+def damages_of(path: Path) -> list[Callable[[Path, Random], None]]:
+    """What can happen to it: there is nothing to change in a file without content."""
+    return DAMAGES if path.stat().st_size else [removed]
+
+
 def files_of(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.rglob("*") if path.is_file())

@@ -7,7 +7,7 @@ from random import Random
 
 from ffc_ds.training.checkpoints import complete
 from ffc_ds.training.finished import is_finished
-from tests.soak.damage import DAMAGES, files_of
+from tests.soak.damage import damages_of, files_of
 from tests.soak.ends import differences
 from tests.soak.faults import FAULTS, Fault
 from tests.soak.kinds import KINDS, STEPS, Kind
@@ -69,7 +69,8 @@ class Round:
         if len(there) < 2:
             return self._tell(DAMAGE, "not yet: there is none to go back to")
         newest = there[-1][1]
-        file, how = self._rng.choice(files_of(newest)), self._rng.choice(DAMAGES)
+        file = self._rng.choice(files_of(newest))
+        how = self._rng.choice(damages_of(file))
         how(file, self._rng)
         self._damaged = f"{file.relative_to(newest.parent)} {how.__name__.replace('_', ' ')}"
         return self._tell(DAMAGE, self._damaged)

@@ -1,6 +1,5 @@
 """Rounds, one after another, for as long as there is time."""
 
-import itertools
 import shutil
 import time
 from collections import Counter
@@ -8,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from ffc_ds.training.manifest import find_damage
-from tests.soak.damage import DAMAGES, files_of
+from tests.soak.damage import damages_of, files_of
 from tests.soak.kinds import STEPS, Kind
 from tests.soak.rounds import WHAT_HAPPENS, Round
 
@@ -47,7 +46,7 @@ class Soak:
         tried = 0
         for kind, run in self._undisturbed.items():
             checkpoint = run / "checkpoints" / f"step-{STEPS}"
-            for file, how in itertools.product(files_of(checkpoint), DAMAGES):
+            for file, how in [(each, how) for each in files_of(checkpoint) for how in damages_of(each)]:
                 content, tried = file.read_bytes(), tried + 1
                 how(file, Random(f"{self._seed} {tried}"))
                 if find_damage(checkpoint) is None:
