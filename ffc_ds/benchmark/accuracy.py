@@ -12,7 +12,7 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from ffc_ds.benchmark.dot_chart import dot_chart
-from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
+from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command, this_machine
 from ffc_ds.benchmark.training_cell import Cell, train_cell
 from ffc_ds.config.documents import read_yaml
 from ffc_ds.config.paths import find_file
@@ -81,7 +81,7 @@ def train_cells(
     results.mkdir(parents=True, exist_ok=True)
     there = {cell: results / f"{cell.name}.json" for cell in cells if (results / f"{cell.name}.json").exists()}
     kept = [json.loads(path.read_text()) for path in there.values()]
-    about = {"every": every, "ranks": ranks, "command": this_command()}
+    about = {"every": every, "ranks": ranks, "command": this_command(), "machine": this_machine()}
     _check_alike([*kept, about], results)
     missing = [cell for cell in cells if cell not in there]
     lock = threading.Lock()
@@ -145,26 +145,28 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     """OUTPUT/NAME.md and NAME.png from the cells that are there."""
     parts, panels, commands, last, told = [], {}, {}, None, None
     for experiment in experiments:
-        rows, panel = [], {}
+        rows, panel, machines = [], {}, set()
         for label, cells in experiment.lines.items():
             paths = [output / name / f"{cell.name}.json" for cell in cells]
             found = [json.loads(path.read_text()) for path in paths if path.exists()]
             if found:
                 last = found[-1]
+                machines |= {each["machine"] for each in found}
                 commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
                 panel[label] = [100 * each["trained"]["accuracy"] for each in found]
         if rows and len(rows) >= min(2, len(experiment.lines)):  # until then there is nothing to compare
             panels[experiment.title] = panel
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
-            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} ranks.\n\n".format(**last)
+            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} ranks".format(**last)
+            data = f"{data}, on {' and '.join(sorted(machines))}.\n\n"
             said, told = ("" if data == told else data), data
             parts.append(f"## {experiment.title}\n\n{said}{markdown_table(heading, rows)}")
     if not parts:
         return
     dot_chart(panels, "accuracy, %", output / f"{name}.png")
     about = "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
-    made = how_it_was_made(commands, last["versions"])
+    made = how_it_was_made(commands, last["versions"], last["machine"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
 

@@ -62,7 +62,7 @@ def write_race(name: str, title: str, found: dict[str, dict], output: Path) -> N
         f"{100 * LEVEL:g} points of what {first} has at its end; the speed-up is the time that {first} itself takes to "
         "that level, over the head's."
     )
-    made = how_it_was_made(dict.fromkeys(each["command"] for each in found.values()), last["versions"])
+    made = how_it_was_made(dict.fromkeys(each["command"] for each in found.values()), last["versions"], last["machine"])
     parts = [f"# {title}", about, f"![accuracy over time and images]({name}.png)", markdown_table(heading, rows), made]
     (output / f"{name}.md").write_text("\n\n".join(parts) + "\n")
 

@@ -2,12 +2,15 @@
 
 import json
 import subprocess
+import threading
+import time
 
 import pytest
 import yaml
 
 from ffc_ds.benchmark import accuracy
 from ffc_ds.benchmark.accuracy import read_recipe, run_accuracy
+from ffc_ds.benchmark.training_cell import Cell
 from ffc_ds.errors import UserError
 from tests.launched import ROOT, TINY, train
 
@@ -19,6 +22,9 @@ RECIPE = {
         "Pools": {"seeds": 2, "cells": {"half": FFC}},
     },
 }
+
+
+RECIPES = {"accuracy_generated": 15, "accuracy_lfw": 45, "gap": 11, "levers_lfw": 26, "lfw_long": 22, "race": 6}
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeyp
 
 def test_a_run_that_fails_says_why(recipe, tmp_path):
     with pytest.raises(UserError, match="There is no setting head.pool_sise"):
-        run_accuracy(str(recipe), ("head.pool_sise=1",), 1, str(tmp_path / "results"), str(tmp_path / "work"))
+        run_accuracy(str(recipe), ("head.pool_sise=1",), 1, 1, str(tmp_path / "results"), str(tmp_path / "work"))
     assert not list((tmp_path / "results" / "tiny").glob("*.json"))
 
 
@@ -83,6 +89,25 @@ def test_a_recipe_that_is_no_yaml_is_refused(tmp_path):
 
 
 def test_every_recipe_of_the_project_can_be_read():
-    for name, number in (("accuracy_lfw", 69), ("lfw_long", 6), ("gap", 11), ("accuracy_generated", 15), ("race", 6)):
+    for name, number in RECIPES.items():
         _, experiments = read_recipe(ROOT / "launch" / "comparisons" / f"{name}.yaml")
         assert len({cell for each in experiments for line in each.lines.values() for cell in line}) == number
+
+
+def test_of_runs_side_by_side_one_that_fails_costs_no_other(tmp_path, monkeypatch):
+    cells, begun, both = [Cell("{}", seed) for seed in range(100)], [], threading.Barrier(2)
+
+    def train_cell(cell, *_):
+        begun.append(cell)
+        if cell.seed < 2:
+            both.wait(60)
+        if cell.seed == 0:
+            raise UserError("it fails")
+        time.sleep(0.1)
+        return {"seed": cell.seed}
+
+    monkeypatch.setattr(accuracy, "train_cell", train_cell)
+    with pytest.raises(UserError, match="it fails"):
+        accuracy.train_cells(cells, {}, tmp_path, tmp_path / "work", 1, (), lambda: None, 2)
+    assert json.loads((tmp_path / f"{cells[1].name}.json").read_text())["seed"] == 1
+    assert len(begun) < len(cells)

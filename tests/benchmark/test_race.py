@@ -61,6 +61,7 @@ def test_the_table_holds_each_head_against_the_first(tmp_path):
         "memory_gib": 1.5,
         "command": "x",
         "versions": versions,
+        "machine": "a machine",
     }
     slow = {"curve": [[0, 0.0, 0.5], [90, 60.0, 0.9]], "images_per_second": 10, "trained": {"accuracy": 0.9}}
     fast = {"curve": [[0, 0.0, 0.5], [90, 15.0, 0.9]], "images_per_second": 40, "trained": {"accuracy": 0.9}}
