@@ -92,7 +92,7 @@ def _speed(system: dict, wanted: bool) -> str:
 def _parts_row(cell: dict) -> list[str]:
     run = cell["systems"]["product"]
     values = [run["step_ms"], *(run["parts_ms"].get(name) for name in PARTS), cell["messages_ms"]]
-    refused = f" ({cell['refused']} refused)" * (cell["refused"] > 0)
+    refused = f" ({run['refused']} refused)" * (run["refused"] > 0)
     row = ["" if value is None else f"{value:,.{0 if value >= 100 else 1 if value >= 1 else 2}f}" for value in values]
     return [cell["head"], str(cell["ranks"]), f"{cell['identities']:,}", row[0] + refused, *row[1:]]
 

@@ -1,6 +1,6 @@
 """What takes the same step in different ways: a run of ffc_ds, the net in a bare loop, and what one writes at first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import psutil
@@ -72,7 +72,8 @@ class Bare:
         for parameter in net.parameters():  # buffers stay fp32, as in the product
             parameter.data = parameter.data.to(getattr(torch, cell.dtype))
         self.net, self.classes = net, nn.Linear(DIM, FEW, device=device)
-        self.optimizer = sgd([*net.parameters(), *self.classes.parameters()], cell)
+        self.optimizer = sgd(net, self.classes.parameters(), cell)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=False)
         self.compiled = compiled and compiles(net, cell, device, getattr(torch, cell.dtype))
 
     def step(self, batch: Batch, mark: Mark) -> bool:
@@ -80,7 +81,7 @@ class Bare:
         mark("probe forward")
         loss = F.cross_entropy(self.classes(features), batch.labels % FEW)
         mark("head")
-        return finish(loss, self.optimizer, mark)
+        return finish(loss, self.optimizer, mark, self.scaler)
 
 
 class Plain(nn.Module):
@@ -97,7 +98,7 @@ class Plain(nn.Module):
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.net = build_backbone(**backbone_settings(cell.config)).to(device)
         self.weights = nn.Parameter(torch.empty(cell.identities, DIM, device=device).normal_(std=0.01))
-        self.optimizer = sgd(self.parameters(), cell)
+        self.optimizer = sgd(self.net, [self.weights], cell)
         with self.autocast():
             self.compiled = cell.compiled and compiles(self.net, cell, device, torch.float32)
         self.whole = [self]  # not a submodule of itself
@@ -118,25 +119,26 @@ class Plain(nn.Module):
         return finish(self.whole[0](batch.images.float(), batch.labels, mark), self.optimizer, mark, self.scaler)
 
 
-def finish(loss: Tensor, optimizer: torch.optim.Optimizer, mark: Mark, scaler=None) -> bool:
-    """What any loop does with its loss."""
-    if scaler is None:
-        scaler = torch.amp.GradScaler(loss.device.type, enabled=False)
+def finish(loss: Tensor, optimizer: torch.optim.Optimizer, mark: Mark, scaler: torch.amp.GradScaler) -> bool:
+    """What any loop does with its loss. Returns whether the weights were updated."""
+    scale = scaler.get_scale()
     scaler.scale(loss).backward()
     mark("backward")
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     mark("optimizer")
-    return True
+    return scaler.get_scale() >= scale
 
 
-def sgd(parameters, cell: StepCell) -> torch.optim.Optimizer:
-    """The product's, whose class weights learn alike."""
-    optim = cell.config.optim
-    return torch.optim.SGD(
-        parameters, LEARNING_RATE, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=True
-    )
+def sgd(net: nn.Module, classes: Iterable[nn.Parameter], cell: StepCell) -> torch.optim.Optimizer:
+    """As net and classes learn in the product."""
+    optim, of_classes = cell.config.optim, cell.config.class_optim
+    groups = [
+        {"params": list(net.parameters()), "weight_decay": optim.weight_decay, "nesterov": True},
+        {"params": list(classes), "weight_decay": of_classes.weight_decay},
+    ]
+    return torch.optim.SGD(groups, LEARNING_RATE, momentum=optim.momentum)
 
 
 def compiles(net: nn.Module, cell: StepCell, device: torch.device, dtype: torch.dtype) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from ffc_ds.launching import leave
 AT_ONCE = {"cpu": 1, "cuda": 5}  # steps between two looks at the clock, so that the host may run ahead of a GPU
 WARM_UP, MOST_WARM_UP = 2, 40  # steps; more while fp16 looks for a loss scale
 LEAST_ROUNDS = 3
-OF_PARTS = 5  # steps whose parts are timed
+OF_PARTS = 3  # steps whose parts are timed
 
 
 def measure_in_processes(cell: StepCell, repeats: int, minutes: int, path: Path, about: dict) -> None:
@@ -95,16 +96,17 @@ def measure(cell: StepCell, repeats: int, device: torch.device, patience: float)
         if number + 1 >= LEAST_ROUNDS and all_reduce(late, dist.ReduceOp.MAX):
             break
     times = all_reduce(torch.tensor(times, dtype=torch.float64, device=device), dist.ReduceOp.MAX).cpu().numpy()
-    refused = clock.refused
+    refused = [clock.refused[system] for system in systems.values()]
     for place, (name, system) in enumerate(systems.items()):
         found[name] |= {
             "step_ms": 1000 * np.median(times[:, place]),
             "images_per_second": cell.images / np.median(times[:, place]),
             "ratio": np.median(times[:, place] / times[:, 0]),
+            "refused": refused[place],
             "parts_ms": clock.parts(system),
         }
     messages = clock.messages(systems["product"]) if cell.ranks > 1 else None
-    return {"systems": found, "rounds": len(times), "refused": refused, "messages_ms": messages}
+    return {"systems": found, "rounds": len(times), "messages_ms": messages}
 
 
 def _start(name: str, build: Callable, cell: StepCell, batches, device: torch.device):
@@ -137,12 +139,12 @@ class _Clock:
 
     def __init__(self, batches, device: torch.device):
         self.batches, self.device = batches, device
-        self.taken = self.refused = 0
+        self.taken, self.refused = 0, Counter()
 
     def step(self, system, mark: Callable[[str], None] = lambda name: None) -> bool:
         self.taken += 1
         applied = system.step(self.batches[self.taken % len(self.batches)], mark)
-        self.refused += not applied
+        self.refused[system] += not applied
         return applied
 
     def steps(self, system, number: int) -> float:
