@@ -100,12 +100,17 @@ def head_of(cell: Cell, device: torch.device) -> Head:
     rows = cell.view_rows * cell.ranks
     batches = MicroBatches(rows, 2 * rows)
     head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, batches, device, seed=0)
+    put_in_use(head, cell.identities, cell.columns if cell.lru else 0, device)
+    return head
+
+
+def put_in_use(head: Head, identities: int, slots: int, device: torch.device) -> None:
+    """Memory and pool, of so many slots, as they are after many steps."""
     for shard in head.shards().values():
         shard.local.mul_(1)  # the system gives memory to zeros only when they are written
-    for start in range(0, cell.columns if cell.lru else 0, AT_ONCE):
-        chosen = permute(np.arange(start, min(start + AT_ONCE, cell.columns)), cell.identities, key=0)
+    for start in range(0, slots, AT_ONCE):
+        chosen = permute(np.arange(start, min(start + AT_ONCE, slots)), identities, key=0)
         head.prefill(chosen, _unit_features((len(chosen),), start, device))
-    return head
 
 
 def batch_of(cell: Cell, number: int, device: torch.device):

@@ -1,13 +1,10 @@
 """The step of a head and its floor, timed in turn in processes of their own, and the memory that the head takes."""
 
 import json
-import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -15,8 +12,9 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 
 from ffc_ds.benchmark.head_cell import Cell, batch_of, floor_of, head_of, refuse
+from ffc_ds.benchmark.measuring import forget_peak, peak, seconds
 from ffc_ds.benchmark.pages import cores, this_machine
-from ffc_ds.distributed import all_reduce, barrier, together
+from ffc_ds.distributed import all_reduce, together
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 
@@ -53,29 +51,29 @@ def _on_rank(rank, cell, repeats, store, path, about):
 
 def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     together(lambda: refuse(cell, device))
-    _forget_peak(device)
-    before = _peak(device)
+    forget_peak(device)
+    before = peak(device)
     head = head_of(cell, device)
-    _forget_peak(device)
+    forget_peak(device)
     for number in range(WARM_UP):
         _step(head, *batch_of(cell, number, device))
-    memory = torch.tensor([_peak(device), before], dtype=torch.float64, device=device) / 2**30
+    memory = torch.tensor([peak(device), before], dtype=torch.float64, device=device) / 2**30
     floor = floor_of(cell, head, device)
     floor()
     times = []
     for number in range(WARM_UP, WARM_UP + repeats):
         step = partial(_step, head, *batch_of(cell, number, device))
-        times.append([_seconds(step, device), _seconds(floor, device)])
+        times.append([seconds(step, device), seconds(floor, device)])
     times = all_reduce(torch.tensor(times, dtype=torch.float64, device=device), dist.ReduceOp.MAX).cpu().numpy()
-    peak, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
+    most, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
     return {
         "columns": cell.columns,
         "images": cell.images,
         "step_ms": 1000 * np.median(times[:, 0]),
         "floor_ms": 1000 * np.median(times[:, 1]),
         "ratio": np.median(times[:, 0] / times[:, 1]),
-        "peak_gib": peak,
-        "own_gib": max(peak - before, 0.0),  # what was free in the process before may be used again
+        "peak_gib": most,
+        "own_gib": max(most - before, 0.0),  # what was free in the process before may be used again
         "repeats": repeats,
     }
 
@@ -84,33 +82,3 @@ def _step(head: Head, probe, identities, gallery) -> None:
     loss, _ = head.loss(probe, identities, gallery)
     loss.backward()
     head.step(True, LEARNING_RATE)
-
-
-def _seconds(action: Callable[[], None], device: torch.device) -> float:
-    """Wall clock of `action`, which all ranks begin together."""
-    barrier()
-    _wait(device)
-    start = perf_counter()
-    action()
-    _wait(device)
-    return perf_counter() - start
-
-
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: torch.device) -> int:
-    """Most bytes in use since `_forget_peak`: of the device's memory, or resident in that of the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # A child's ru_maxrss would begin at what its parent had.
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -59,9 +59,7 @@ def init_distributed(timeout: timedelta = TIMEOUT) -> torch.device:
             raise UserError(
                 f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators."
             )
-        torch.backends.cudnn.deterministic = True  # a resumed run is the same run
-        for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
-            getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(False)
+        same_again(True)
         accelerator.set_device(local_rank)
         backend, device = accelerator.communication_backend_name(), torch.device(accelerator.device_name(local_rank))
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
@@ -72,6 +70,13 @@ def init_distributed(timeout: timedelta = TIMEOUT) -> torch.device:
     if rank() == 0 and (devices := overruled_devices()):
         say(devices)
     return device
+
+
+def same_again(wanted: bool) -> None:
+    """Whether a GPU computes the same when a run is resumed, with slower algorithms, or may sum in any order."""
+    torch.backends.cudnn.deterministic = wanted
+    for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
+        getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(not wanted)
 
 
 def check_deepspeed_config(config: Config) -> None:
