@@ -1,24 +1,22 @@
 """Single rows of the sharded class state of a checkpoint, read without the rest.
 
 torch.distributed.checkpoint loads a shard whole, which for a few rows, or on many ranks at once, is too much memory. A
-shard lies in its file as torch.save writes it: in a zip archive, uncompressed, so that it can be mapped.
+shard lies in its file uncompressed, as torch.save writes it, so that it can be mapped.
 """
 
-import struct
-import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from ffc_ds.errors import UserError
 from ffc_ds.training.state_files import ShardReader
 
-DAMAGED = (OSError, ValueError, LookupError, EOFError, AttributeError, TypeError, UnpicklingError, struct.error)
-LOCAL_HEADER = struct.Struct("<26xHH")  # of a file in a zip archive: the lengths of its name and of what else is there
+DAMAGED = (OSError, ValueError, LookupError, EOFError, AttributeError, TypeError, RuntimeError, UnpicklingError)
 
 
 class SavedRows:
@@ -40,7 +38,7 @@ class SavedRows:
             }
             self.shapes = {name: tuple(about.size) for name, about in tensors.items()}
             self._parts = {name: self._map(name, about, metadata.storage_data) for name, about in tensors.items()}
-        except (*DAMAGED, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{self._folder} cannot be read: {error}.") from error
 
     def read(self, name: str, rows: np.ndarray) -> Tensor:
@@ -58,21 +56,17 @@ class SavedRows:
                 raise ValueError(f"head.{name} is not made of whole rows")
             if chunk.sizes[0]:
                 place = places[MetadataIndex(f"head.{name}", chunk.offsets)]
-                parts.append((first, self._map_part(place, f"<i{dtype.itemsize}", tuple(chunk.sizes))))
+                parts.append((first, self._map_part(place, dtype, chunk.sizes)))
         ends = [0, *(first + len(part) for first, part in parts)]
         if [first for first, _ in parts] != ends[:-1] or ends[-1] != about.size[0]:
             raise ValueError(f"head.{name} is not there in full")
         return dtype, parts
 
-    def _map_part(self, place, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _map_part(self, place, dtype: torch.dtype, shape: torch.Size) -> np.ndarray:
         path = self._folder / Path(place.relative_path).name
-        with open(path, "rb") as file:
-            archive = self._reader._slice_file(file, place)
-            (entry,) = (each for each in zipfile.ZipFile(archive).infolist() if each.filename.endswith("/data/0"))
-            size = np.dtype(dtype).itemsize * np.prod(shape)
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
-                raise ValueError(f"{path.name} is of another size than its index says")
-            archive.seek(entry.header_offset)
-            lengths = LOCAL_HEADER.unpack(archive.read(LOCAL_HEADER.size))
-        begin = place.offset + entry.header_offset + LOCAL_HEADER.size + sum(lengths)
-        return np.memmap(path, dtype, "r", begin, shape)
+        with open(path, "rb") as file, FakeTensorMode():  # which reads where the numbers are, but not the numbers
+            part = torch.load(self._reader._slice_file(file, place), weights_only=True)
+        if part.shape != shape or part.dtype != dtype or not part.is_contiguous() or part.storage_offset():
+            raise ValueError(f"{path.name} holds another tensor than its index says")
+        begin = place.offset + part.untyped_storage()._checkpoint_offset
+        return np.memmap(path, f"<i{dtype.itemsize}", "r", begin, tuple(shape))
