@@ -3,6 +3,7 @@
 Every rank looks for its own rows among all names of the earlier run, a part of them at a time, and reads those rows.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def take_known_classes(
 
 def _checkpoint(given: Path) -> Path:
     """The folder itself, or the newest undamaged checkpoint of the run in it."""
-    if broadcast_object((given / MANIFEST).exists()):
+    if broadcast_object(os.path.exists(given / MANIFEST)):
         if (damage := find_damage(given)) is not None:
             raise shared(f"head.weights: {damage}")
         return given
@@ -167,11 +168,11 @@ def _nobody(source: Source, index: IdentityIndex) -> str:
 
 def _check_shapes(source: Source, saved: SavedRows, widths: dict[str, int]) -> None:
     names = pq.read_metadata(source.folder / IDENTITIES).num_rows
-    for name, width in widths.items():
-        if saved.shapes[name] != (names, width):
+    for name, width in ({"weights": 0} | widths).items():
+        if (found := saved.shapes.get(name)) != (names, width):
             raise UserError(
-                f"head.weights: {source.folder} has {saved.shapes[name]} numbers of head.{name}, which do not go with "
-                f"{names} names and a width of {width}."
+                f"head.weights: {source.folder} has {found or 'no'} numbers of head.{name}, which do not go with its "
+                f"{names} names and a width of {width} here."
             )
 
 
