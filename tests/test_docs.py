@@ -9,7 +9,9 @@ from tests.launched import ROOT
 from tests.scripts import script
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"launch/(?!preemptible)(\w+)\.py\s+(.*)")  # preemptible goes before another one
+COMMAND = re.compile(
+    r"launch/(?!preemptible|phases)(\w+)\.py\s+(.*)"
+)  # the one goes before another, the other reads a file
 PLACEHOLDER = re.compile(r" \[[a-zA-Z-].*?\]| \.\.\.")  # [what may be left out], ...
 
 

@@ -93,6 +93,12 @@ class HeadConfig:
     name: Literal["ffc", "full_fc", "partial_fc", "virtual_fc", "metric"] = "ffc"
     """Which system: a dynamic class pool (ffc), one weight vector an identity (full_fc), the same with a random share
     of them trained each step (partial_fc), one vector for a group of identities (virtual_fc), or none (metric)."""
+    weights: PathName | None = None
+    """full_fc, partial_fc, ffc with pool drawn: begin with the classes of an earlier run (its folder, or one of its
+    checkpoints), found by the names of their identities; those that are not there begin as head.init says."""
+    init: Literal["random", "features"] = "random"
+    """full_fc, partial_fc, ffc with pool drawn: classes begin with random weights (ffc: as head.prefill says), or with
+    the mean feature of the images of their identity, by one pass of the net before training."""
     margin: MarginName = "am"
     """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, SV-AM-Softmax, ArcFace's combination, AdaFace,
     CurricularFace, MagFace, SphereFace, SphereFace-R, or one of ElasticFace's; docs/heads/margins.md has them all. ffc

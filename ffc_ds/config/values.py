@@ -8,6 +8,12 @@ from ffc_ds.config.margins import check_margin
 from ffc_ds.data.bounds import check_max_megapixels
 from ffc_ds.errors import UserError
 
+KEEPS_NO_CLASSES = {
+    "metric": "head.name metric has no class state",
+    "virtual_fc": "an anchor of head.name virtual_fc stands for a group, which is another one with other identities",
+    "lru": "head.pool lru holds the latest identities only, in slots that all of them share",
+}
+
 
 def check_values(config) -> None:
     """Raise UserError, naming the setting, for a number out of its bounds, an empty text, an override of no use."""
@@ -99,6 +105,19 @@ def check_values(config) -> None:
     if len(config.head.combined) != 3 or not 0 < config.head.combined[0] < inf:
         raise UserError(f"head.combined is {config.head.combined}; it must be [m1, m2, m3], and m1 above 0.")
     check_margin(config.head)
+    _check_start(config.head)
+
+
+def _check_start(head) -> None:
+    asked = [f"head.weights {head.weights}"] if head.weights is not None else []
+    asked += [f"head.init {head.init}"] if head.init != "random" else []
+    lru = head.name == "ffc" and head.pool == "lru"
+    if asked and (reason := KEEPS_NO_CLASSES.get("lru" if lru else head.name)):
+        raise UserError(f"{asked[0]} is for heads that keep something of every identity: {reason}.")
+    if head.init == "features" and head.sub_centers > 1:
+        raise UserError(
+            f"head.init features would make the {head.sub_centers} head.sub_centers of an identity the same. Drop one."
+        )
 
 
 def check_each(settings: dict[str, Any], prefix: str = "") -> None:

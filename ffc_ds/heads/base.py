@@ -21,10 +21,13 @@ class Head(ABC):
 
     `wants_gallery`: `loss` makes class centers of the features of a gallery net, if there is one.
     `prefill_identities`: how many identities `prefill` wants to see once before training.
+    `rows_of_identities`: row i of each of the `shards`, along dimension 0, is of identity i, so that it can go on as
+    that of the identity of the same name in another run.
     """
 
     wants_gallery = False
     prefill_identities = 0
+    rows_of_identities = False
 
     @abstractmethod
     def loss(
@@ -44,7 +47,16 @@ class Head(ABC):
         backbone's step was `applied`, otherwise take all of it back."""
 
     def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
-        """Take in gallery features [n, dim], equal on all ranks, of n identities before the first step."""
+        """Take in gallery features [n, dim], equal on all ranks, of these identities, int64 [n], before the first step.
+        One that stands there several times gets the mean; it must not stand in another call."""
+
+    def take_rows(self, rows: Tensor, state: dict[str, Tensor], rescaled: bool) -> None:  # noqa: B027 (as above)
+        """Begin with rows of another run. rows: int64 [u], of this rank's; state: those that belong there of the
+        `shards` that both runs have, any float type [u, ...]; rescaled: only the direction of the weights counts,
+        because one run has centers made of features and the other trained weights."""
+
+    def take_updates(self, updates: int) -> None:  # noqa: B027 (as above)
+        """The state of an optimizer among the rows that were taken is that of so many updates."""
 
     def shards(self) -> dict[str, Shard]:
         """The class state that is sharded over ranks, to be saved from and loaded into in place."""

@@ -21,14 +21,20 @@ from ffc_ds.heads.class_optimizer import unit_vectors_
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
 from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
+from ffc_ds.heads.softmax import add_rows
 from ffc_ds.heads.workspace import Workspace
+
+FIRST_DEVIATION = 0.01
 
 
 class ClassHead(Head):
     """One vector a class, or K side by side, [own classes, K * dim] on each rank.
 
     trained: whether a gradient of the vectors will be asked for.
+    center_norm: what a vector is scaled to that was made of features.
     """
+
+    rows_of_identities = True
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class ClassHead(Head):
         self._initialise()
         self.workspace = Workspace(device)
         self.state = RunningState(self.margin, device)
+        self.center_norm = FIRST_DEVIATION * dim**0.5 if trained and not self.unit_dim else 1.0
         self.settings = ClassSoftmaxSettings(
             self.margin,
             scale_of(config),
@@ -94,6 +101,34 @@ class ClassHead(Head):
         self.micro_batches.clear()
         self.steps += 1
 
+    def prefill(self, identities, gallery):
+        rows, means = self._means(identities, F.normalize(gallery.float(), dim=-1))
+        self._put(rows, means)
+
+    def _means(self, labels: np.ndarray, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Own rows, int64 [u], of which there are features among fp32 [n, dim] of these labels, int64 [n], and their
+        unit means [u, dim]."""
+        own = np.flatnonzero((labels >= self.start) & (labels < self.end))
+        rows, place = np.unique(labels[own] - self.start, return_inverse=True)
+        own, rows, place = (to_device(part, features.device) for part in (own, rows, place))
+        sums = torch.zeros(len(rows), features.shape[1], device=features.device)
+        add_rows(sums, place, features[own])
+        return rows, F.normalize(sums, dim=1)
+
+    def _put(self, rows: Tensor, centers: Tensor) -> None:
+        """Vectors fp32 [u, dim] of which only the direction counts into their rows."""
+        centers = self.center_norm * F.normalize(centers, dim=1)
+        self.weights.index_copy_(0, rows, centers.to(self.weights.dtype))
+
+    def take_rows(self, rows, state, rescaled):
+        weights = state["weights"].to(self.weights.device).float()
+        if rescaled:
+            self._put(rows, weights)
+            return
+        if self.unit_dim:
+            unit_vectors_(weights, self.unit_dim)
+        self.weights.index_copy_(0, rows, weights.to(self.weights.dtype))
+
     def shards(self):
         return {"weights": Shard(self.weights, dim=0, length=self.classes)}
 
@@ -110,9 +145,9 @@ class ClassHead(Head):
         return zlib.crc32(self.state.settled.numpy(force=True).tobytes())
 
     def _initialise(self):
-        """N(0, 0.01), the same on any number of ranks; unit vectors if the margin wants them."""
+        """N(0, FIRST_DEVIATION), the same on any number of ranks; unit vectors if the margin wants them."""
         for generator, drawn, here in seeded_blocks(self.start, self.end, self.seed):
-            block = 0.01 * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
+            block = FIRST_DEVIATION * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
             if self.unit_dim:
                 unit_vectors_(block, self.unit_dim)
             self.weights[here] = block

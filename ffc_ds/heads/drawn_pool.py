@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ffc_ds.config.settings import HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import mix
-from ffc_ds.distributed import all_gather, to_device
+from ffc_ds.distributed import all_gather
 from ffc_ds.heads.class_head import ClassHead
 from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
-from ffc_ds.heads.softmax import add_rows
 
 
 class DrawnPool(ClassHead):
@@ -58,23 +57,11 @@ class DrawnPool(ClassHead):
     def step(self, applied, learning_rate):
         if applied:
             labels, features = zip(*self._seen, strict=True)
-            self._write(np.concatenate(labels), torch.cat(features), self.config.center_momentum)
+            rows, newest = self._means(np.concatenate(labels), torch.cat(features))
+            self._put(rows, torch.lerp(newest, self.weights[rows].float(), self.config.center_momentum))
         self._seen.clear()
         super().step(applied, learning_rate)
-
-    def prefill(self, identities, gallery):
-        self._write(identities, F.normalize(gallery.float(), dim=-1), momentum=0.0)
 
     def _columns(self, labels, features):
         sample = Sample(self.classes, self.pool, int(mix(self.seed, self.steps)) >> 1)
         return sampled_columns(self.weights, self.start, sample, labels)
-
-    def _write(self, labels: np.ndarray, features: Tensor, momentum: float) -> None:
-        """Let the features fp32 [n, dim] of these identities, int64 [n], into their centers."""
-        own = np.flatnonzero((labels >= self.start) & (labels < self.end))
-        identities, place = np.unique(labels[own] - self.start, return_inverse=True)
-        own, identities, place = (to_device(part, features.device) for part in (own, identities, place))
-        newest = torch.zeros(len(identities), features.shape[1], device=features.device)
-        add_rows(newest, place, features[own])
-        centers = torch.lerp(F.normalize(newest, dim=1), self.weights[identities].float(), momentum)
-        self.weights.index_copy_(0, identities, F.normalize(centers, dim=1).to(self.weights.dtype))

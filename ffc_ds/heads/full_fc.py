@@ -58,6 +58,15 @@ class FullFC(ClassHead):
             total += micro.class_gradient(number, block, weights)
         return total.div_(len(self.micro_batches))
 
+    def take_rows(self, rows, state, rescaled):
+        super().take_rows(rows, state, rescaled)
+        for name in self.optimizer.state.keys() & state.keys():
+            own = self.optimizer.state[name]
+            own.index_copy_(0, rows.to(own.device), state[name].to(own.device, own.dtype))
+
+    def take_updates(self, updates):
+        self.optimizer.updates = updates
+
     def shards(self):
         state = {name: Shard(tensor, dim=0, length=self.classes) for name, tensor in self.optimizer.state.items()}
         return super().shards() | state

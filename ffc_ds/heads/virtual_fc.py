@@ -50,6 +50,8 @@ class VirtualFC(FullFC):
     """`classes` counts the anchors. Columns 0 are the anchors nobody has in this micro-batch, columns 1 the generated
     ones, each with the rank that owns the anchor."""
 
+    rows_of_identities = False
+
     def _columns(self, labels, features):
         device = self.weights.device
         lease = lease_anchors(labels, self.classes, mix(self.seed, self.steps, len(self.micro_batches)))

@@ -20,7 +20,14 @@ from ffc_ds.heads.base import Head
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.report import versions
 
-PATHS = {"output_dir", "deepspeed", "resume", "data.train", "eval.bin"}  # may be called otherwise on another host
+PATHS = {
+    "output_dir",
+    "deepspeed",
+    "resume",
+    "data.train",
+    "eval.bin",
+    "head.weights",
+}  # may be called otherwise on another host
 OWN = {"device"}  # not every host of a cluster has the same
 
 

@@ -3,6 +3,7 @@
     step-N/backbone/       safetensors: weights and optimizer state of the probe net, in fp32, for any ranks
     step-N/class/          torch.distributed.checkpoint: the sharded class state, the nets that follow, for any ranks
     step-N/host.npz        class state that is the same on all ranks, such as the index of the pool
+    step-N/identities.parquet  where each identity has a row of class state: their names, in the order of the rows
     step-N/run.json        where the run stood, and what model and head it is about
     step-N/manifest.json   size and checksum of every other file
 
@@ -19,6 +20,8 @@ from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +34,8 @@ from ffc_ds.training.class_state import copy_class_state, load_class_state, writ
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.manifest import Writer
 
+IDENTITIES = "identities.parquet"
+NAMES = 1 << 22  # in a part of that file
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -42,17 +47,20 @@ class Copy(NamedTuple):
     class_state: dict[str, Tensor]
     host_state: dict[str, np.ndarray]
     run: bytes
+    names: pa.Array | None
 
     @property
     def bytes(self) -> int:
         """About how much of the checkpoint comes from this rank."""
         parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.class_state.values()]
-        return sum(part.nbytes for part in (*parts, *self.backbone.tensors.values(), *self.host_state.values()))
+        names = [] if self.names is None else [self.names]
+        return sum(part.nbytes for part in (*parts, *self.backbone.tensors.values(), *self.host_state.values(), *names))
 
 
-def copy(step: int, engine: Engine, head: Head, run: dict) -> Copy:
-    """All ranks call it alike. `run` (JSON) must hold "identity": what `read_run` compares before a resume. Raises
-    UserError on all ranks if they disagree about the class state."""
+def copy(step: int, engine: Engine, head: Head, run: dict, names: pa.Array | None = None) -> Copy:
+    """All ranks call it alike. `run` (JSON) must hold "identity": what `read_run` compares before a resume. names: of
+    the identities, in the order of their numbers. Raises UserError on all ranks if they disagree about the class
+    state."""
     same_everywhere(head.checksum(), "the class state")
     about = {"step": step, "world_size": world_size(), "zero_stage": engine.zero_stage} | run
     whole = head.host_state() if rank() == 0 else {}
@@ -62,6 +70,7 @@ def copy(step: int, engine: Engine, head: Head, run: dict) -> Copy:
         copy_class_state(engine, head),
         {name: np.array(value) for name, value in whole.items()},
         json.dumps(about, indent=1).encode(),
+        names if head.rows_of_identities and rank() == 0 else None,
     )
 
 
@@ -82,12 +91,20 @@ def write(target: Path, copy: Copy, aside: Aside) -> None:
             np.savez(file, **copy.host_state)
         with writer.open(writer.folder / "run.json") as file:
             file.write(copy.run)
+        if copy.names is not None:
+            with writer.open(writer.folder / IDENTITIES) as file:
+                write_names(copy.names, file)
     files = {name: entry for part in aside.gather(writer.files) for name, entry in part.items()}
     _agree(writer, target, aside)
     if rank() == 0:
         discard(target)
         writer.seal(files, target)
     _agree(writer, target, aside)
+
+
+def write_names(names: pa.Array, where) -> None:
+    """A parquet file, whose column `identity` has the names of the identities in the order of their numbers."""
+    pq.write_table(pa.table({"identity": names}), where, use_dictionary=False, row_group_size=NAMES)
 
 
 def discard(folder: Path) -> None:
@@ -128,7 +145,7 @@ def _agree(writer: Writer, target: Path, aside: Aside) -> None:
 def read_run(path: Path, identity: dict) -> dict:
     """The run.json of a checkpoint that is about the same model, head and identities. Raises UserError that names what
     is different."""
-    run = _read_run(path)
+    run = read_about(path)
     for key in run["identity"].keys() | identity.keys():
         saved, wanted = run["identity"].get(key), identity.get(key)
         if saved != wanted:
@@ -136,7 +153,8 @@ def read_run(path: Path, identity: dict) -> dict:
     return run
 
 
-def _read_run(path: Path) -> dict:
+def read_about(path: Path) -> dict:
+    """The run.json of a checkpoint. Raises UserError if it does not say what is in it."""
     try:
         run = read_json(path / "run.json")
     except UserError as error:
@@ -151,12 +169,13 @@ def load(path: Path, engine: Engine, head: Head) -> None:
     """Take over a checkpoint that has been verified. Raises UserError on all ranks if a part does not fit."""
     engine.load(path)
     load_class_state(engine, head, path)
-    head.load_host_state(together(lambda: _read_host_state(path)))
+    head.load_host_state(together(lambda: read_host_state(path)))
     for follower in engine.followers:
         follower.refresh()
 
 
-def _read_host_state(path: Path) -> dict[str, np.ndarray]:
+def read_host_state(path: Path) -> dict[str, np.ndarray]:
+    """host.npz of a checkpoint. Raises UserError if it cannot be read, or holds more than data."""
     try:
         with np.load(path / "host.npz", allow_pickle=False) as host:
             return dict(host)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from ffc_ds.distributed import broadcast_object, rank, together
@@ -62,7 +63,7 @@ def _as_rank_0_sees_them(look: Callable[[], list[Path]], folder: Path, resume: s
     return [Path(resume)] if given else [folder / name for name in names]
 
 
-def newest(folder: Path, step: int) -> Path | None:
+def newest(folder: Path, step: float = inf) -> Path | None:
     """The newest undamaged checkpoint in `folder` that is not beyond `step`, on all ranks."""
 
     def up_to_it():

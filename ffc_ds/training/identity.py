@@ -9,6 +9,7 @@ from ffc_ds.training.engine import Engine
 DRAWN = ("min_images", "batch_size", "id_share", "images_per_identity")
 AUGMENTED = ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour")
 LEARNT = {"full_fc", "partial_fc", "virtual_fc"}  # their class weights have an optimiser
+BEGINNING = ("weights", "init")  # a checkpoint is beyond it
 ANY = LEARNT | {"metric", "ffc"}
 
 
@@ -31,7 +32,7 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
     """
     model = {f"model.{key}": value for key, value in asdict(config.model).items()}
     read = {key: value for key, value in asdict(config.head).items() if config.head.name in ONLY_FOR.get(key, ANY)}
-    head = {f"head.{key}": value for key, value in read.items() if key != "workspace_mb"}
+    head = {f"head.{key}": value for key, value in read.items() if key not in ("workspace_mb", *BEGINNING)}
     data = {f"data.{key}": getattr(config.data, key) for key in DRAWN + AUGMENTED} | {"data.loader": config.loader}
     optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
     optim["optimizer"] = engine.optimizer_name  # a ds_config may bring its own

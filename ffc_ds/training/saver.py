@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
+
 from ffc_ds.config.settings import TrainConfig
 from ffc_ds.distributed import Aside, broadcast_object, rank
 from ffc_ds.errors import UserError, shared
@@ -62,12 +64,12 @@ class Saver:
         self.saved, self._next = step, self._next_after(step)
         self._due = self._next
 
-    def save(self, done: int, last: bool, engine: Engine, head: Head, run: dict) -> None:
+    def save(self, done: int, last: bool, engine: Engine, head: Head, run: dict, names: pa.Array | None = None) -> None:
         """Begin to write a checkpoint, once the one before is there. The last one is there when this returns, and
         waits for better times; raises UserError on all ranks if they do not come."""
         begin = time.monotonic()
         self.wait()
-        copy = checkpoint.copy(done, engine, head, run)
+        copy = checkpoint.copy(done, engine, head, run, names)
         self._next = self._next_after(done)
         self._look_after(done)
         self._writing = done, self._thread.submit(self._write, copy)

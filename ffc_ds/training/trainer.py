@@ -3,8 +3,6 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate.utils import set_seed
 
@@ -29,6 +27,7 @@ from ffc_ds.training.divergence import Diverged, Divergence
 from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
 from ffc_ds.training.finished import is_finished
 from ffc_ds.training.identity import identity_of
+from ffc_ds.training.known_classes import take_known_classes
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.preemption import Preemption
 from ffc_ds.training.prefill import prefill
@@ -89,7 +88,11 @@ class Trainer:
         self.done, self.verified, self.last_result = 0, {}, None
         self.data_watch, self.compiled = DataWatch(config.data), None
         self.continued, self.resumed = False, start is not None
+        self.known = None
         wandb_id = self._resume(start) if self.resumed else None
+        if config.head.weights is not None and not self.resumed:
+            shown, named = self._shown("take over classes"), self.faces.faces.named
+            self.known = take_known_classes(self.head, config, self.index, named, self.device, shown)
         self.compiled = self._compile()
         together(self._make_folder)
         first = self.done if self.resumed else None
@@ -135,8 +138,8 @@ class Trainer:
             self.tracker.say(f"{meant}: for these of {size} it is {self.optim.lr:g}")
         if not self.resumed:
             self._verify()
-            shown = self._shown("fill the pool")
-            prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown)
+            shown = self._shown("make classes of features")
+            prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown, self.known)
         elif self.done == self.steps:
             try:
                 self._verify()
@@ -272,7 +275,7 @@ class Trainer:
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
         }
-        self.saver.save(self.done, self.done == self.steps, self.engine, self.head, run)
+        self.saver.save(self.done, self.done == self.steps, self.engine, self.head, run, self.index.names)
 
     def _make_folder(self):
         if rank() == 0:
@@ -281,7 +284,7 @@ class Trainer:
                     (self.folder / "results.json").unlink(missing_ok=True)  # of a run that was stopped and goes on
                 checkpoints.tidy(self.saver.folder, self.config.train.keep_checkpoints)
                 save_config(replace(self.config, resume=None), self.folder / "config.yaml")
-                pq.write_table(pa.table({"identity": self.index.names}), self.folder / "identities.parquet")
+                checkpoint.write_names(self.index.names, self.folder / checkpoint.IDENTITIES)
             except OSError as error:
                 raise UserError(f"output_dir {self.folder} cannot be written to: {error.strerror}.") from None
 

@@ -149,7 +149,7 @@ def test_nothing_planted_is_run(whole, tmp_path):
             dcp.load(state, storage_reader=ShardReader(step / "class"), no_dist=True)
     np.savez(step / "host.npz", state=np.array([Planted(trace)], dtype=object))
     with pytest.raises(UserError, match="host.npz cannot be loaded"):
-        checkpoint._read_host_state(step)
+        checkpoint.read_host_state(step)
     seal(step)
     assert find_damage(step) is None and not trace.exists()
 
