@@ -41,12 +41,12 @@ def build(
 ) -> Head:
     """A head for a loop of one's own: see `base.Head` for what to do with it. All ranks call it alike.
 
-    identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, of all ranks
+    identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, all ranks
     together; in_batch: identities in a micro-batch at most, by default one a row of both views; accumulation:
     micro-batches of a step; device: of features and class state; class_optim, settings: fields of
     `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
 
-    Raises UserError on all ranks, as the trainer does, for a setting that is none or out of bounds, and as `build_head`.
+    Raises UserError on all ranks for a setting that is none or out of bounds, and as `build_head` does.
     """
     given = {"name": name} | settings
     config, optim = together(lambda: head_config(given, dict(class_optim or {})))

@@ -54,8 +54,8 @@ class Head(ABC):
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
         identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order.
-        The gradient that reaches `probe` is this rank's rows of that of the loss, times the world size: as the mean over
-        ranks, which DeepSpeed, DDP and FSDP take, wants it. Who sums over ranks divides the loss by the world size.
+        The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
+        the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ from ffc_ds.heads.softmax import (
 )
 from ffc_ds.heads.workspace import Workspace
 
+NOTHING = Rows()
 SUB_CENTER_BYTES = 12  # of a row and class: the largest of its cosines, and which one it is
 
 
@@ -93,10 +94,13 @@ class ClassSoftmax:
         settings: ClassSoftmaxSettings,
         workspace: Workspace | None = None,
         number: int = 0,
-        rows: Rows = Rows(),
+        rows: Rows = NOTHING,
         state: RunningState | None = None,
     ):
-        workspace, state = workspace or Workspace(features.device), state or RunningState(settings.margin, features.device)
+        workspace, state = (
+            workspace or Workspace(features.device),
+            state or RunningState(settings.margin, features.device),
+        )
         self.features, self.columns, self.settings, self.workspace = features, columns, settings, workspace
         self.margin, self.dim = settings.margin, features.shape[1]
         self.factor = settings.scale * self.margin.loss_factor(settings.scale) / len(features)
