@@ -48,6 +48,9 @@ class DataConfig:
     """Share of a dual batch that the id loader fills; the published one is 64 pairs to 64 images."""
     images_per_identity: int = 2
     """Images of each identity that the id loader draws for a step, an even number."""
+    flip: bool = True
+    """The mirror image of an image shows the same identity: images are mirrored at random, and a verification adds the
+    features of both. False where it is another one, as with writing."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
     crop: float = 0.0
