@@ -48,6 +48,9 @@ class DataConfig:
     """Share of a dual batch that the id loader fills; the published one is 64 pairs to 64 images."""
     images_per_identity: int = 2
     """Images of each identity that the id loader draws for a step, an even number."""
+    flip: bool = True
+    """The mirror image of an image shows the same identity: images are mirrored at random, and a verification adds the
+    features of both. False where it is another one, as with writing."""
     shift: int = 0
     """Images are moved by up to this many pixels in each direction; 0 leaves them where they are."""
     crop: float = 0.0
@@ -363,13 +366,27 @@ def _parse(arguments: list[str]) -> Config:
     for where, part in in_order(arguments, known_keys(Config)):
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
-    config = Config(**{entry.name: as_written(entry.type, parsed[entry.name]) for entry in fields(Config)})
-    _apply_preset(config.head, {argument.split("=")[0] for argument in arguments})
-    check_values(config)
+    config = _checked(parsed, {argument.split("=")[0] for argument in arguments})
     expand_paths(config)
     config.deepspeed = find_file(config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
     return config
+
+
+def _checked(parsed, given: set[str]) -> Config:
+    config = Config(**{entry.name: as_written(entry.type, parsed[entry.name]) for entry in fields(Config)})
+    _apply_preset(config.head, given)
+    check_values(config)
+    return config
+
+
+def head_config(head: dict[str, Any], class_optim: dict[str, Any]) -> tuple[HeadConfig, ClassOptimConfig]:
+    """Settings of a head without a run, checked as a run's are. Raises UserError."""
+    parser, given = _parser(), {"head": head, "class_optim": class_optim}
+    with refusals("The settings of the head cannot be used"):
+        parsed = parser.parse_object(given, parser.get_defaults())
+    config = _checked(parsed, {f"--head.{name}" for name in head})
+    return config.head, config.class_optim
 
 
 def save_config(config: Config, path: Path) -> None:

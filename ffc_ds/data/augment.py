@@ -28,7 +28,7 @@ def to_input(
 
     Args:
         images: uint8 [..., S, S, 3].
-        flips: bool [...], mirrored left to right where true.
+        flips: bool [...], mirrored left to right where true, unless the options say that it shows something else.
         random_bytes: uint8 [..., RANDOM_BYTES of the sampler]; needed for all options.
         options: the largest shift (each of -shift..shift pixels equally likely, edge pixels repeated), what crop takes
             off a side at most, and the shares of images that low_resolution, blur, grey, colour and erase change; the
@@ -42,7 +42,7 @@ def to_input(
         random_bytes = random_bytes.flatten(0, -2)
     if options.shift:
         images = _shifted(images, _pixels(random_bytes[:, SHIFT], options.shift))
-    if flips is not None:
+    if flips is not None and options.flip:
         images = torch.where(flips.reshape(-1, 1, 1, 1), images.flip(2), images)
     if options.grey or options.colour:
         images = _recoloured(images, random_bytes, options)

@@ -79,8 +79,12 @@ def verify(
     dtype: torch.dtype,
     progress: Callable = iter,
     max_megapixels: float = MAX_MEGAPIXELS,
+    mirror: bool = True,
 ) -> VerificationResult | None:
-    """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite."""
+    """Verification of the bare net in evaluation mode, the same on all ranks; None if embeddings are not finite.
+
+    mirror: add the features of an image and of its mirror image.
+    """
     batch_size = pairs.batch_size(batch_size)
     training = module.training
     module.eval()
@@ -90,7 +94,7 @@ def verify(
         pairs.rows,
         image_size,
         batch_size,
-        mirror=True,
+        mirror=mirror,
         progress=progress,
         max_megapixels=max_megapixels,
     )

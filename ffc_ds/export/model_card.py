@@ -19,7 +19,7 @@ two embeddings, the more likely the two images show one person. Trained with the
 
 ## Measured
 
-Pair verification on {benchmark}; embeddings of image and mirror image added.
+Pair verification on {benchmark}{mirrored}.
 
 | | |
 |---|---|
@@ -74,6 +74,7 @@ def model_card(repo: str, results: dict, figures: list[str]) -> str:
         dim=model["embedding_size"],
         head=config["head"]["name"],
         benchmark=benchmark,
+        mirrored="; embeddings of image and mirror image added" if config["data"].get("flip", True) else "",
         measured="\n".join(f"| {name} | {value} |" for name, value in measured),
         figures="\n".join(f"![{Path(figure).stem.replace('_', ' ')}]({figure})" for figure in figures),
         versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),

@@ -1,12 +1,14 @@
 """The systems, one file each, behind the contract of `base.py`."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 
-from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, slots_of_pool
+from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, head_config, slots_of_pool
 from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
@@ -22,6 +24,34 @@ class MicroBatches:
     rows: int
     identities: int
     accumulation: int = 1
+
+
+def build(
+    name: str,
+    identities: int,
+    dim: int,
+    rows: int,
+    *,
+    in_batch: int | None = None,
+    accumulation: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    class_optim: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Head:
+    """A head for a loop of one's own: see `base.Head` for what to do with it. All ranks call it alike.
+
+    identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, all ranks
+    together; in_batch: identities in a micro-batch at most, by default one a row of both views; accumulation:
+    micro-batches of a step; device: of features and class state; class_optim, settings: fields of
+    `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
+
+    Raises UserError on all ranks for a setting that is none or out of bounds, and as `build_head` does.
+    """
+    given = {"name": name} | settings
+    config, optim = together(lambda: head_config(given, dict(class_optim or {})))
+    batches = MicroBatches(rows, in_batch or 2 * rows, accumulation)
+    return build_head(config, optim, identities, dim, batches, torch.device(device), seed)
 
 
 def build_head(

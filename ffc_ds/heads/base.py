@@ -4,7 +4,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as Placement
+
+from ffc_ds.distributed import active, world_size
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,19 @@ class Shard:
     local: Tensor
     dim: int
     length: int
+
+    def tensor(self) -> Tensor:
+        """The whole, a view of `local`, as torch.distributed.checkpoint saves it and loads it on any number of ranks: a
+        DTensor over all ranks, or `local` itself without a process group."""
+        if not active():
+            return self.local
+        # On a mesh of another device it would be a copy: class state may lie in host memory.
+        mesh = init_device_mesh(self.local.device.type, (world_size(),))
+        shape = list(self.local.shape)
+        shape[self.dim] = self.length
+        stride = torch.empty(shape, device="meta").stride()
+        placement, shape = [Placement(self.dim)], torch.Size(shape)
+        return DTensor.from_local(self.local, mesh, placement, run_check=False, shape=shape, stride=stride)
 
 
 class Head(ABC):
@@ -38,7 +57,8 @@ class Head(ABC):
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
         identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order.
-        The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed takes the mean.
+        The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
+        the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ from ffc_ds.heads.softmax import (
 )
 from ffc_ds.heads.workspace import Workspace
 
+NOTHING = Rows()
 SUB_CENTER_BYTES = 12  # of a row and class: the largest of its cosines, and which one it is
 
 
@@ -63,8 +64,8 @@ class ClassSoftmaxSettings:
 
     margin: Margin
     scale: float
-    interclass_filter: float
-    workspace_bytes: int
+    interclass_filter: float = 0.0
+    workspace_bytes: int = 256 << 20
     sub_centers: int = 1
     trained: bool = True
 
@@ -82,7 +83,8 @@ class ClassSoftmax:
     """Micro-batch `number` of a step: unit features fp32 [R, dim], equal on all ranks, and the columns that this rank
     holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again.
 
-    rows: what the margin reads of them beside; state: what it keeps, which sees them now.
+    workspace: one for all micro-batches and steps; rows: what the margin reads of them beside; state: what it keeps,
+    which sees them now. By default each is new, which suits a single one with a margin that reads and keeps nothing.
     """
 
     def __init__(
@@ -90,11 +92,15 @@ class ClassSoftmax:
         features: Tensor,
         columns: list[Columns],
         settings: ClassSoftmaxSettings,
-        workspace: Workspace,
-        number: int,
-        rows: Rows,
-        state: RunningState,
+        workspace: Workspace | None = None,
+        number: int = 0,
+        rows: Rows = NOTHING,
+        state: RunningState | None = None,
     ):
+        workspace, state = (
+            workspace or Workspace(features.device),
+            state or RunningState(settings.margin, features.device),
+        )
         self.features, self.columns, self.settings, self.workspace = features, columns, settings, workspace
         self.margin, self.dim = settings.margin, features.shape[1]
         self.factor = settings.scale * self.margin.loss_factor(settings.scale) / len(features)

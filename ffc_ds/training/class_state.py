@@ -6,12 +6,11 @@ from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from ffc_ds.distributed import Aside, rank, to_host, together, world_size
 from ffc_ds.errors import UserError
-from ffc_ds.heads.base import Head
+from ffc_ds.heads.base import Head, Shard
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.follower import Follower
 from ffc_ds.training.manifest import Writer
@@ -24,7 +23,7 @@ def copy_class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
     for number, (name, tensor) in enumerate(_class_state(engine, head).items()):
         if isinstance(tensor, DTensor):
             (placement,) = tensor.placements
-            kept[name] = _sharded(to_host(tensor.to_local()), placement.dim, tensor.shape[placement.dim])
+            kept[name] = Shard(to_host(tensor.to_local()), placement.dim, tensor.shape[placement.dim]).tensor()
         elif number % world_size() == rank():
             kept[name] = to_host(tensor)
     return kept
@@ -53,7 +52,7 @@ def _try(action: Callable, path: Path) -> None:
 
 def _class_state(engine: Engine, head: Head) -> dict[str, torch.Tensor]:
     """Views of this rank's class state, copied from and loaded into in place."""
-    state = {f"head.{name}": _sharded(shard.local, shard.dim, shard.length) for name, shard in head.shards().items()}
+    state = {f"head.{name}": shard.tensor() for name, shard in head.shards().items()}
     for follower in engine.followers:
         state |= _follower_state(follower, engine.zero_stage)
     return state
@@ -67,15 +66,6 @@ def _follower_state(follower: Follower, zero_stage: int) -> dict[str, torch.Tens
         if zero_stage == 3 and name in lengths:
             size = len(value)
             own = max(0, min(size, lengths[name] - rank() * size))  # ZeRO-3 pads the last shards
-            value = _sharded(value[:own], 0, lengths[name])
+            value = Shard(value[:own], 0, lengths[name]).tensor()
         state[f"{follower.name}.{name}"] = value
     return state
-
-
-def _sharded(local: torch.Tensor, dim: int, length: int) -> DTensor:
-    # On a mesh of another device it would be a copy: class state may lie in host memory.
-    mesh = init_device_mesh(local.device.type, (world_size(),))
-    shape = list(local.shape)
-    shape[dim] = length
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride)

@@ -251,6 +251,7 @@ class Trainer:
                 self.engine.dtype,
                 self._shown(f"verify at step {done}"),
                 self.config.data.max_megapixels,
+                self.config.data.flip,
             )
         if result is None:
             raise Diverged(f"the embeddings are not finite at step {done}")

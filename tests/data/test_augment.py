@@ -56,6 +56,7 @@ def test_flips_and_shifts(images, random_bytes):
     ]
     assert torch.allclose(result, torch.stack(expected), atol=1e-6)
     assert torch.allclose(to_input(images, flips)[1], reference(images[0, 1], True), atol=1e-6)
+    assert torch.equal(to_input(images, flips, options=DataConfig(flip=False)), to_input(images))
 
 
 def test_shifts_are_uniform_over_the_offsets():
