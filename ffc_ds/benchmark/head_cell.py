@@ -22,6 +22,7 @@ PROCESS = 1 << 30  # bytes of a process beside class state and floor: libraries 
 # Class state in tensors of all class weights, or of one feature a slot: weights and momentum, to which autograd and
 # torch's SGD add more than five (measured), or the features of a slot.
 TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "ffc": 1, "ffc_lru": HeadConfig.group_size, "plain": 7.5}
+TENSORS["metric"] = 0
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,14 @@ def put_in_use(head: Head, identities: int, slots: int, device: torch.device) ->
 
 def batch_of(cell: Cell, number: int, device: torch.device):
     """Arguments of `Head.loss`. For ffc_lru two thirds of the rows show the same identities in both views, as in the
-    dual loader's batches."""
+    dual loader's batches, for metric all."""
     shape = (2, cell.view_rows * cell.ranks)
     identities = np.random.default_rng(number).integers(0, cell.identities, shape)
     probe, gallery = (
         _unit_features((2, cell.view_rows), (2 * number + net) * cell.ranks + rank(), device) for net in (0, 1)
     )
-    if cell.lru:
-        shared = 2 * shape[1] // 3
-        identities[1, :shared] = identities[0, :shared]
+    shared = {"ffc_lru": 2 * shape[1] // 3, "metric": shape[1]}.get(cell.head, 0)
+    identities[1, :shared] = identities[0, :shared]
     return probe.requires_grad_(), identities, gallery if cell.lru else None
 
 

@@ -56,14 +56,14 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     head = head_of(cell, device)
     forget_peak(device)
     for number in range(WARM_UP):
-        _step(head, *batch_of(cell, number, device))
+        step(head, *batch_of(cell, number, device))
     memory = torch.tensor([peak(device), before], dtype=torch.float64, device=device) / 2**30
     floor = floor_of(cell, head, device)
     floor()
     times = []
     for number in range(WARM_UP, WARM_UP + repeats):
-        step = partial(_step, head, *batch_of(cell, number, device))
-        times.append([seconds(step, device), seconds(floor, device)])
+        action = partial(step, head, *batch_of(cell, number, device))
+        times.append([seconds(action, device), seconds(floor, device)])
     times = all_reduce(torch.tensor(times, dtype=torch.float64, device=device), dist.ReduceOp.MAX).cpu().numpy()
     most, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
     return {
@@ -78,7 +78,7 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     }
 
 
-def _step(head: Head, probe, identities, gallery) -> None:
+def step(head: Head, probe, identities, gallery) -> None:
     loss, _ = head.loss(probe, identities, gallery)
     loss.backward()
     head.step(True, LEARNING_RATE)
