@@ -1,24 +1,14 @@
 """`launch/benchmark.py messages`: what is counted is what a head sends."""
 
-from ffc_ds.benchmark.head_cell import Cell
-from ffc_ds.benchmark.messages import messages_of, run_messages
-from tests.ranks import run_ranks
+from launch.benchmark import main
 
 
-def sent_by_full_fc():
-    return messages_of(Cell("full_fc", 1000, 2, "float32", "cpu"))
-
-
-def test_full_fc_sends_features_their_gradient_and_what_joins_the_softmax():
-    features = 64 * 512 * 4
-    for sent in run_ranks(2, sent_by_full_fc):
-        assert sent["all_gather"] == [features]
-        *joins, gradient = sorted(sent["all_reduce"])
-        assert gradient == 2 * features and all(size <= 2 * 2 * 64 * 4 for size in joins) and len(joins) == 2
-
-
-def test_the_command_writes_a_table(tmp_path):
-    run_messages((2000.0,), (2,), str(tmp_path))
+def test_every_head_and_what_it_sends(tmp_path):
+    main(["messages", "--sizes", "2e3", "--ranks", "2", "--output", str(tmp_path)])
     text = (tmp_path / "messages.md").read_text()
-    assert "| full_fc | 2 | 2,000 | 1 | 128.0 | 3 | 257.5 |" in text and "| metric | 2 | 2,000 | 1 | 128.0 |" in text
+    # Features of 64 rows; their gradient, of both ranks; and for each of 128 rows three numbers that join the softmax.
+    features, gradient, softmax = 64 * 512 * 4 / 1024, 128 * 512 * 4 / 1024, 3 * 128 * 4 / 1024
+    for head in ("full_fc", "partial_fc", "ffc"):
+        assert f"| {head} | 2 | 2,000 | 1 | {features:.1f} | 3 | {gradient + softmax:.1f} |" in text
+    assert f"| metric | 2 | 2,000 | 1 | {features:.1f} | 1 | {gradient:.1f} |" in text
     assert "| virtual_fc | 2 | 2,000 | a batch may need 128 columns |" in text and "torch 2." in text
