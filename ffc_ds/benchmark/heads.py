@@ -21,13 +21,13 @@ ABOUT = """One step is the loss, its gradient by the features, and the update of
 features of 512 numbers and random labels: 64 rows a rank (`ffc_lru`, which is `ffc` with `head.pool lru`: two views of
 128, K = 3, the pool full).
 
-The floor is the matrix products that the same step cannot do without, measured in turn with it, and the time to move what must be
-read and written beside them, at the rate of a large copy, measured in turn too. The products read the class weights and
-write logits and gradient within their own time. Beside them are counted, in rows of 512 numbers: `plain`, `full_fc`,
-`virtual_fc` 4 a column (weights and momentum read and written by the update), `partial_fc` 6 (rows gathered: read and
-written; then the same update), `ffc` 2 a column (gathered) and 2 a row of the batch (its center read and written),
-`ffc_lru` 4 a row of the batch (its feature goes into the pool in both passes). Messages between ranks are not counted.
-A cell with "-" is of a time when only the products were measured.
+The floor is the matrix products that the same step cannot do without, measured in turn with it, and the time to move
+what must be read and written beside them, at the rate of a large copy, measured in turn too. The products read the
+class weights and write logits and gradient within their own time. Beside them are counted, in rows of 512 numbers:
+`plain`, `full_fc`, `virtual_fc` 4 a column (weights and momentum read and written by the update), `partial_fc` 6 (rows
+gathered: read and written; then the same update), `ffc` 2 a column (gathered) and 2 a row of the batch (its center read
+and written), `ffc_lru` 4 a row of the batch (its feature goes into the pool in both passes). Messages between ranks are
+not counted. A cell with "-" is of a time when only the products were measured.
 
 Times are medians over the
 repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
