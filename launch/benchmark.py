@@ -3,6 +3,7 @@
 python launch/benchmark.py heads [--sizes 1e4 1e5 1e6] [--ranks 1 2] [--dtype bfloat16] [--device cuda]
 python launch/benchmark.py heads --sizes 1e6 1e7 1e8 --ranks 1 --heads ffc --pools 1e5
 python launch/benchmark.py step [--sizes 1e4 1e5 1e6] [--ranks 1 2] [--dtype bfloat16] [--compile on]
+python launch/benchmark.py messages
 python launch/benchmark.py accuracy [--recipe launch/comparisons/accuracy_lfw.yaml --settings data.train=PATH ...]
 python launch/benchmark.py race
 python launch/benchmark.py loader [--data PATH] [--workers 1 2]
@@ -30,11 +31,12 @@ def commands() -> dict:
     from ffc_ds.benchmark.accuracy import run_accuracy
     from ffc_ds.benchmark.heads import run_heads
     from ffc_ds.benchmark.loader import run_loader
+    from ffc_ds.benchmark.messages import run_messages
     from ffc_ds.benchmark.opening import run_opening
     from ffc_ds.benchmark.race import run_race
     from ffc_ds.benchmark.step import run_step
 
-    found = {"step": run_step, "heads": run_heads, "accuracy": run_accuracy, "race": run_race}
+    found = {"step": run_step, "heads": run_heads, "messages": run_messages, "accuracy": run_accuracy, "race": run_race}
     return found | {"loader": run_loader, "opening": run_opening}
 
 

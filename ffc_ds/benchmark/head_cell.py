@@ -21,7 +21,19 @@ AT_ONCE = 1 << 16  # identities put into a pool
 PROCESS = 1 << 30  # bytes of a process beside class state and floor: libraries and workspace
 # Class state in tensors of all class weights, or of one feature a slot: weights and momentum, to which autograd and
 # torch's SGD add more than five (measured), or the features of a slot.
-TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "ffc": 1, "ffc_lru": HeadConfig.group_size, "plain": 7.5}
+TENSORS = {"full_fc": 2, "partial_fc": 2, "virtual_fc": 2, "metric": 0, "ffc": 1, "plain": 7.5}
+TENSORS["ffc_lru"] = HeadConfig.group_size
+# Rows of class state that are read or written beside what the products read and write: by the update of weights and
+# momentum, and to gather the rows of a sample; ffc: of the columns, and of the rows of a batch, which go into the pool.
+MOVED = {
+    "plain": (4, 0),
+    "full_fc": (4, 0),
+    "virtual_fc": (4, 0),
+    "partial_fc": (6, 0),
+    "ffc": (2, 2),
+    "ffc_lru": (0, 4),
+}
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes of a copy that no cache holds
 
 
 @dataclass(frozen=True)
@@ -115,15 +127,14 @@ def put_in_use(head: Head, identities: int, slots: int, device: torch.device) ->
 
 def batch_of(cell: Cell, number: int, device: torch.device):
     """Arguments of `Head.loss`. For ffc_lru two thirds of the rows show the same identities in both views, as in the
-    dual loader's batches."""
+    dual loader's batches, for metric all."""
     shape = (2, cell.view_rows * cell.ranks)
     identities = np.random.default_rng(number).integers(0, cell.identities, shape)
     probe, gallery = (
         _unit_features((2, cell.view_rows), (2 * number + net) * cell.ranks + rank(), device) for net in (0, 1)
     )
-    if cell.lru:
-        shared = 2 * shape[1] // 3
-        identities[1, :shared] = identities[0, :shared]
+    shared = {"ffc_lru": 2 * shape[1] // 3, "metric": shape[1]}.get(cell.head, 0)
+    identities[1, :shared] = identities[0, :shared]
     return probe.requires_grad_(), identities, gallery if cell.lru else None
 
 
@@ -132,7 +143,7 @@ def _unit_features(shape: tuple[int, ...], seed: int, device: torch.device) -> t
     return F.normalize(torch.randn(*shape, DIM, generator=generator), dim=-1).to(device)
 
 
-def floor_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]:
+def products_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]:
     """The matrix products that this rank cannot do without, on the head's own class state, nothing else."""
     shards = head.shards()
     weights = shards["pool"].local[0] if cell.lru else shards["weights"].local
@@ -151,3 +162,23 @@ def floor_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]
             torch.mm(logits.T, features, out=grad)
 
     return products
+
+
+def flop_of_products(cell: Cell) -> int:
+    """Of a rank."""
+    products = 4 if cell.lru else 2 if cell.is_ffc else 3
+    return products * 2 * cell.batch * cell.ranks * -(-cell.columns // cell.ranks) * DIM
+
+
+def moved_bytes(cell: Cell) -> int:
+    """What a rank must read and write beside the products' own reading and writing, see `MOVED`."""
+    of_columns, of_rows = MOVED[cell.head]
+    rows = of_columns * -(-cell.columns // cell.ranks) + of_rows * cell.batch
+    return rows * DIM * getattr(torch, cell.dtype).itemsize
+
+
+def copy_of(device: torch.device) -> Callable[[], None]:
+    """A copy of `COPIED` bytes, which reads and writes as many."""
+    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return lambda: target.copy_(source)

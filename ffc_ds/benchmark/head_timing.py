@@ -11,7 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing as mp
 
-from ffc_ds.benchmark.head_cell import Cell, batch_of, floor_of, head_of, refuse
+from ffc_ds.benchmark.head_cell import (
+    COPIED,
+    Cell,
+    batch_of,
+    copy_of,
+    flop_of_products,
+    head_of,
+    moved_bytes,
+    products_of,
+    refuse,
+)
 from ffc_ds.benchmark.measuring import forget_peak, peak, seconds
 from ffc_ds.benchmark.pages import cores, this_machine
 from ffc_ds.distributed import all_reduce, together
@@ -56,29 +66,36 @@ def measure(cell: Cell, repeats: int, device: torch.device) -> dict:
     head = head_of(cell, device)
     forget_peak(device)
     for number in range(WARM_UP):
-        _step(head, *batch_of(cell, number, device))
+        step(head, *batch_of(cell, number, device))
     memory = torch.tensor([peak(device), before], dtype=torch.float64, device=device) / 2**30
-    floor = floor_of(cell, head, device)
-    floor()
+    beside = [products_of(cell, head, device), copy_of(device)]
+    for each in beside:
+        each()
     times = []
     for number in range(WARM_UP, WARM_UP + repeats):
-        step = partial(_step, head, *batch_of(cell, number, device))
-        times.append([seconds(step, device), seconds(floor, device)])
+        action = partial(step, head, *batch_of(cell, number, device))
+        times.append([seconds(each, device) for each in (action, *beside)])
     times = all_reduce(torch.tensor(times, dtype=torch.float64, device=device), dist.ReduceOp.MAX).cpu().numpy()
+    copy_rate = 2 * COPIED[device.type] / np.median(times[:, 2])
+    moving = moved_bytes(cell) / copy_rate
     most, before = all_reduce(memory, dist.ReduceOp.MAX).tolist()
     return {
         "columns": cell.columns,
         "images": cell.images,
         "step_ms": 1000 * np.median(times[:, 0]),
-        "floor_ms": 1000 * np.median(times[:, 1]),
-        "ratio": np.median(times[:, 0] / times[:, 1]),
+        "products_ms": 1000 * np.median(times[:, 1]),
+        "moving_ms": 1000 * moving,
+        "floor_ms": 1000 * (np.median(times[:, 1]) + moving),
+        "ratio": np.median(times[:, 0] / (times[:, 1] + moving)),
+        "products_tflops": flop_of_products(cell) / np.median(times[:, 1]) / 1e12,
+        "copy_gb_s": copy_rate / 1e9,
         "peak_gib": most,
         "own_gib": max(most - before, 0.0),  # what was free in the process before may be used again
         "repeats": repeats,
     }
 
 
-def _step(head: Head, probe, identities, gallery) -> None:
+def step(head: Head, probe, identities, gallery) -> None:
     loss, _ = head.loss(probe, identities, gallery)
     loss.backward()
     head.step(True, LEARNING_RATE)

@@ -1,4 +1,4 @@
-"""Comparison of heads by cost: step time, its ratio to the floor of matrix products, memory, over identities."""
+"""Comparison of heads by cost: step time, its ratio to a floor of products and moved bytes, memory, over identities."""
 
 import json
 from itertools import product
@@ -14,13 +14,22 @@ from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
 
-COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms", "floor, ms", "ratio"]
-COLUMNS += ["peak, GiB", "of the head, GiB"]
+COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms"]
+COLUMNS += ["products, ms", "moving, ms", "floor, ms", "ratio", "peak, GiB", "of the head, GiB"]
 HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc", "ffc_lru")
 ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
 features of 512 numbers and random labels: 64 rows a rank (`ffc_lru`, which is `ffc` with `head.pool lru`: two views of
-128, K = 3, the pool full). The floor is
-the matrix products that the same step cannot do without, measured in turn with it. Times are medians over the
+128, K = 3, the pool full).
+
+The floor is the matrix products that the same step cannot do without, measured in turn with it, and the time to move
+what must be read and written beside them, at the rate of a large copy, measured in turn too. The products read the
+class weights and write logits and gradient within their own time. Beside them are counted, in rows of 512 numbers:
+`plain`, `full_fc`, `virtual_fc` 4 a column (weights and momentum read and written by the update), `partial_fc` 6 (rows
+gathered: read and written; then the same update), `ffc` 2 a column (gathered) and 2 a row of the batch (its center read
+and written), `ffc_lru` 4 a row of the batch (its feature goes into the pool in both passes). Messages between ranks are
+not counted. A cell with "-" is of a time when only the products were measured.
+
+Times are medians over the
 repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
 steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd.
 A step takes some milliseconds whatever it compares with (more on several ranks, which wait for messages), so ratios
@@ -109,6 +118,7 @@ def write_heads(output: Path) -> None:
         cells = [cell for cell in found if (cell["machine"], cell["dtype"]) == (machine, dtype)]
         panels[f"{machine}, {dtype}"] = [cell for cell in cells if "skipped" not in cell]
         parts += [f"## {machine}, {dtype}", markdown_table(COLUMNS, map(_row, cells))]
+        parts += _rates(cells)
         for versions in {json.dumps(cell["versions"]): cell["versions"] for cell in cells}.values():
             commands = dict.fromkeys(cell["command"] for cell in cells if cell["versions"] == versions)
             parts.append(how_it_was_made(commands, versions, machine))
@@ -119,10 +129,26 @@ def write_heads(output: Path) -> None:
 def _row(cell: dict) -> list[str]:
     about = [_system(cell), str(cell["ranks"]), f"{cell['identities']:,}"]
     if "skipped" in cell:
-        return [*about, "", cell["skipped"], *[""] * 5]
-    times = (cell["step_ms"], cell["step_ms"] / cell["images"], cell["floor_ms"])
-    times = (f"{time:,.{0 if time >= 100 else 1 if time >= 1 else 2}f}" for time in times)
-    return [*about, f"{cell['columns']:,}", *times, *(f"{cell[key]:.2f}" for key in ("ratio", "peak_gib", "own_gib"))]
+        return [*about, "", cell["skipped"], *[""] * (len(COLUMNS) - 5)]
+    times = [cell["step_ms"], cell["step_ms"] / cell["images"]]
+    if new := "products_ms" in cell:
+        times += [cell["products_ms"], cell["moving_ms"], cell["floor_ms"]]
+    else:
+        times += [cell["floor_ms"], None, None]
+    times = ("-" if time is None else f"{time:,.{0 if time >= 100 else 1 if time >= 1 else 2}f}" for time in times)
+    ratio = f"{cell['ratio']:.2f}" if new else "-"
+    return [*about, f"{cell['columns']:,}", *times, ratio, *(f"{cell[key]:.2f}" for key in ("peak_gib", "own_gib"))]
+
+
+def _rates(cells: list[dict]) -> list[str]:
+    """A line on what the machine can do, of the cell with the largest products."""
+    measured = [cell for cell in cells if "products_tflops" in cell]
+    if not measured:
+        return []
+    ranks = min(cell["ranks"] for cell in measured)
+    most = max((cell for cell in measured if cell["ranks"] == ranks), key=lambda cell: cell["products_ms"])
+    rates = f"products at {most['products_tflops']:,.3g} TFLOP/s, copies at {most['copy_gb_s']:,.3g} GB/s"
+    return [f"A rank of {ranks} here: {rates} (read and written), as {_system(most)} at {most['identities']:,} has it."]
 
 
 def _system(cell: dict) -> str:

@@ -26,7 +26,8 @@ is resumed, the other two the fastest ones. Compiled: the nets of all three, and
 All are built in one process and timed in turn, so a ratio is of one run: images/s of the run over images/s of the
 other, the median over the rounds, of the slowest rank. Memory is what the system adds to the process at its peak, state
 and step (on a CPU what an earlier one gave back may be used again, and the run comes first). Start is the time from
-nothing to the end of the first step, without imports, with compiling."""
+nothing to the end of the first step, without imports; compiling counts for the run, after which the others find what it
+has compiled."""
 ABOUT_PARTS = """Parts of the run's step are those of some steps more, on the device's own clock, so on a GPU they
 include the time that it waits for the host. Backward includes the reduction over ranks where that goes beside it.
 Messages are the time in which any were on their way, as torch's profiler sees them, some of it beside other work."""

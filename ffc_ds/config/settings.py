@@ -250,6 +250,9 @@ class TrainConfig:
     average: float = 0.0
     """What is verified and handed on is an average of the weights over the last steps: after each one, average <-
     d * average + (1 - d) * weights, with d rising to this, such as 0.999. 0: the last weights themselves."""
+    profile: int = 0
+    """After five steps rank 0 writes a trace of so many to output_dir/profile, which https://ui.perfetto.dev opens; 0:
+    none."""
     log_every: int = 10
     """Steps from one line in metrics.jsonl to the next."""
     checkpoint_every: int = 1000

@@ -61,6 +61,7 @@ def check_values(config) -> None:
         "train.final_save_minutes": config.train.final_save_minutes,
         "eval.every": config.eval.every,
         "train.max_rewinds": config.train.max_rewinds,
+        "train.profile": config.train.profile,
     }
     for key, value in not_negative.items():
         if not 0 <= value < inf:

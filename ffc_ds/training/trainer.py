@@ -31,6 +31,7 @@ from ffc_ds.training.known_classes import take_known_classes
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.preemption import Preemption
 from ffc_ds.training.prefill import prefill
+from ffc_ds.training.profile import Profile
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report, write_results
 from ffc_ds.training.run_lock import RunLock
 from ffc_ds.training.saver import Saver
@@ -102,13 +103,15 @@ class Trainer:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
         with self.watchdog, self.saver:
             self._before_training()
-            with Preemption(self.device) as preemption:
+            profile = Profile(self.config.train.profile, self.folder / "profile", self.done)
+            with Preemption(self.device) as preemption, profile:
                 while self.done < self.steps:
                     lr = self._step()
                     try:
                         self._after_step(lr)
                     except Diverged as reason:
                         self._go_back(reason)
+                    profile.step()
                     if preemption.agreed() and self.divergence.refusing is None and self.done < self.steps:
                         return self._stop(preemption.code)
                 return self._finish()

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ffc_ds.benchmark import heads
-from ffc_ds.benchmark.head_cell import DIM, Cell, batch_of, floor_of, head_of, refuse
+from ffc_ds.benchmark.head_cell import DIM, Cell, batch_of, head_of, moved_bytes, products_of, refuse
 from ffc_ds.benchmark.head_timing import measure, measure_in_processes
 from ffc_ds.benchmark.plain_softmax import PlainSoftmax
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
@@ -27,8 +27,10 @@ def cell(head, ranks=1, **more):
 
 
 def assert_sane(found):
-    numbers = [found[key] for key in ("step_ms", "floor_ms", "ratio", "peak_gib")]
+    keys = ("step_ms", "products_ms", "moving_ms", "floor_ms", "ratio", "products_tflops", "copy_gb_s", "peak_gib")
+    numbers = [found[key] for key in keys]
     assert np.isfinite(numbers).all() and min(numbers) > 0
+    assert found["floor_ms"] == pytest.approx(found["products_ms"] + found["moving_ms"])
     assert 0 <= found["own_gib"] <= found["peak_gib"]
 
 
@@ -58,7 +60,7 @@ def test_the_plain_softmax_learns_what_full_fc_learns():
 def test_the_floor_is_the_products_with_the_heads_own_columns(head, monkeypatch):
     there = head_of(cell(head), CPU)
     products, mm = [], torch.mm
-    floor = floor_of(cell(head), there, CPU)
+    floor = products_of(cell(head), there, CPU)
     monkeypatch.setattr(torch, "mm", lambda a, b, out: products.append((a, b)) or mm(a, b, out=out))
     floor()
     rows, columns = (128 if head == "ffc_lru" else 64), COLUMNS[head]
@@ -122,10 +124,20 @@ def test_the_command_keeps_cells_and_goes_on_from_them(tmp_path, monkeypatch, ca
     assert measured == ["virtual_fc", "virtual_fc", "ffc"]
 
 
+def test_what_must_move_beside_the_products():
+    row = 512 * 4
+    assert moved_bytes(cell("full_fc")) == 4 * 1501 * row
+    assert moved_bytes(cell("full_fc", ranks=2, dtype="bfloat16")) == 4 * 751 * row // 2
+    assert moved_bytes(cell("partial_fc")) == 6 * 150 * row
+    assert moved_bytes(cell("ffc")) == (2 * 300 + 2 * 64) * row
+    assert moved_bytes(cell("ffc_lru")) == 4 * 128 * row
+
+
 def result(head, identities, step, ranks=1, pool=0.0, machine="A", **more):
     about = {"head": head, "identities": identities, "ranks": ranks, "pool_size": pool, "dtype": "float32"}
     numbers = {"columns": 7, "images": 4, "step_ms": step, "floor_ms": 1, "ratio": 2, "peak_gib": 3}
-    numbers["own_gib"] = identities / 1e6
+    numbers |= {"own_gib": identities / 1e6, "products_ms": 0.7, "moving_ms": 0.3}
+    numbers |= {"products_tflops": 1.234, "copy_gb_s": 20}
     made = {"command": "launch/benchmark.py heads", "versions": {"torch": "2"}, "machine": machine}
     return about | numbers | made | more
 
@@ -135,7 +147,10 @@ def test_table_and_figure_show_every_cell_of_every_machine(tmp_path, monkeypatch
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
     (tmp_path / "heads").mkdir()
     cells = [result("full_fc", 10**n, 12.345 * 10 ** (n - 4)) for n in (5, 4)]
-    cells += [result("full_fc", 10**4, 8, ranks=2), result("ffc", 10**4, 5, pool=0.001)]
+    old = result("full_fc", 10**4, 8, ranks=2)
+    for key in ("products_ms", "moving_ms", "products_tflops", "copy_gb_s"):
+        del old[key]
+    cells += [old, result("ffc", 10**4, 5, pool=0.001)]
     cells += [result("ffc", 10**8, 5, pool=1e5, machine="B"), result("plain", 10**7, 0, skipped="needs 140.0 GiB")]
     for number, each in enumerate(cells):
         (tmp_path / "heads" / f"{number}.json").write_text(json.dumps(each))
@@ -143,8 +158,10 @@ def test_table_and_figure_show_every_cell_of_every_machine(tmp_path, monkeypatch
     text = (tmp_path / "heads.md").read_text()
     first, second = text.split("## ")[1:]
     assert first.startswith("A, float32") and second.startswith("B, float32")
-    assert "| full_fc | 1 | 10,000 | 7 | 12.3 | 3.1 | 1.0 | 2.00 | 3.00 | 0.01 |" in first
-    assert "| full_fc | 1 | 100,000 | 7 | 123 | 30.9 | 1.0 |" in first and "| ffc, pool 0.1 % | 1 |" in first
+    assert "| full_fc | 1 | 10,000 | 7 | 12.3 | 3.1 | 0.70 | 0.30 | 1.0 | 2.00 | 3.00 | 0.01 |" in first
+    assert "| full_fc | 2 | 10,000 | 7 | 8.0 | 2.0 | 1.0 | - | - | - | 3.00 | 0.01 |" in first
+    assert "A rank of 1 here: products at 1.23 TFLOP/s, copies at 20 GB/s (read and written)" in first
+    assert "| full_fc | 1 | 100,000 | 7 | 123 | 30.9 | 0.70 |" in first and "| ffc, pool 0.1 % | 1 |" in first
     assert "| plain | 1 | 10,000,000 |  | needs 140.0 GiB |" in first and first.count("```\npython ") == 1
     assert "| ffc, pool 100,000 | 1 | 100,000,000 |" in second
     time, memory, *_ = figures[0].axes

@@ -44,7 +44,7 @@ def assert_sane(found, gallery=False):
 def every_head():
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
     half = cell("ffc_lru", dtype="bfloat16", head_dtype="bfloat16")
-    cells = [cell("virtual_fc"), cell("metric"), half]  # the others are in the tests below
+    cells = [cell("metric"), half]  # the others are in the tests below
     return {each.head: measure(each, 2, CPU, 60) for each in cells}
 
 
