@@ -84,6 +84,15 @@ class ModelConfig:
     """Length of the embedding."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Further settings of the backbone's own config class, such as {width: 0.5} for an iresnet."""
+    weights: PathName | None = None
+    """What the backbone starts from: a run, one of its checkpoints, what export.py wrote or its name on the hub, or
+    InsightFace's backbone.pth. A run that is resumed does not read it again."""
+    weights_missing: Literal["refuse", "initialise"] = "refuse"
+    """Where weights do not fit by name and shape: refuse, or initialise what has none and leave out what is too much;
+    position embeddings are then interpolated."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by patterns of their names such as [conv1.*, layer1.*]; a batch normalisation
+    whose parameters all do keeps its running statistics."""
 
 
 @dataclass
@@ -205,6 +214,8 @@ class OptimConfig:
     """Optimizer of the backbone."""
     lr: float = 0.1
     """Highest learning rate."""
+    backbone_lr_factor: float = 1.0
+    """The learning rate of what came from model.weights is this many times that of all else."""
     lr_batch: int = 0
     """The data.batch_size that lr is meant for: with another one it changes in proportion, and the run says so. 0: lr
     is meant for any."""
@@ -235,6 +246,8 @@ class TrainConfig:
     """Length of the run in optimizer steps; overrules epochs."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
+    head_only_steps: int = 0
+    """So many first steps train the head alone: the backbone stays as it is, with its running statistics."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the nets before the first step, in a minute or two; auto: if the run takes 15 minutes or more. Not under
     ZeRO-3."""

@@ -136,6 +136,11 @@ def read_run(path: Path, identity: dict) -> dict:
     return run
 
 
+def names_from_weights(path: Path) -> list[str]:
+    """Parameters of its net that once came from model.weights."""
+    return _read_run(path).get("from_weights", [])
+
+
 def _read_run(path: Path) -> dict:
     try:
         run = read_json(path / "run.json")

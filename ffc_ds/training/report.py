@@ -2,7 +2,6 @@
 
 import json
 import platform
-from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -55,8 +54,8 @@ def write_results(folder: Path, results: dict) -> None:
 
 def backbone_settings(config: Config) -> dict:
     """Arguments of `build_backbone`."""
-    model = asdict(config.model)
-    return model.pop("overrides") | model
+    model = config.model
+    return model.overrides | {key: getattr(model, key) for key in ("name", "image_size", "embedding_size")}
 
 
 def versions() -> dict[str, str]:

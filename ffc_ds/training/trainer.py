@@ -37,6 +37,7 @@ from ffc_ds.training.run_lock import RunLock
 from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import for_batch, learning_rate
 from ffc_ds.training.shared_folder import open_shared
+from ffc_ds.training.starting_weights import start_from_weights
 from ffc_ds.training.tracking import Tracker
 from ffc_ds.training.watchdog import Watchdog, patience
 
@@ -82,7 +83,8 @@ class Trainer:
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None
-        self.engine = together(lambda: Engine(config, backbone, momentum))
+        self.from_weights = start_from_weights(config, backbone, start)
+        self.engine = together(lambda: Engine(config, backbone, momentum, self.from_weights))
         self.optim = for_batch(config.optim, config.data.batch_size)
         self.meter = Meter(config.data.batch_size)
         self.divergence = Divergence(config.train)
@@ -112,6 +114,7 @@ class Trainer:
 
     def _step(self) -> float:
         """One step of the optimizers. Returns its learning rate."""
+        self.engine.head_only = self.done < self.config.train.head_only_steps
         lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
         if self.engine.gallery is not None and self.divergence.refusing is None:  # or it would follow the same twice
             self.engine.gallery.follow()
@@ -268,6 +271,7 @@ class Trainer:
             "replaced": self.data_watch.total(self.device),
             "verified": self.verified,
             "compiled": self.compiled,
+            "from_weights": self.from_weights,
             "meter": self.meter.state(),
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
