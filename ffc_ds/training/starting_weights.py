@@ -15,8 +15,8 @@ from ffc_ds.distributed import broadcast_object, first_rank_first, rank, togethe
 from ffc_ds.errors import UserError, shared
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
 from ffc_ds.models.insightface_weights import UNUSED, load_insightface
-from ffc_ds.models.opening import FILES, backbone_folder, find_folder
-from ffc_ds.models.weight_files import listed, read_states
+from ffc_ds.models.opening import FILES, backbone_folder, find_folder, load_backbone
+from ffc_ds.models.weight_files import listed
 from ffc_ds.progress import say
 from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.agreement import check_same
@@ -77,7 +77,7 @@ def _read(kind: str | None, place: Path) -> dict[str, Tensor]:
     if kind == "checkpoint":
         return read_net(place)
     if kind == "model":
-        return read_states(backbone_folder(place) / FILES[1])[""]
+        return load_backbone(place).state_dict()  # transformers has other names in its files than in its nets
     raise UserError(
         f"model.weights {place} holds no weights: it must be a run with a model or a checkpoint, a checkpoint's folder "
         f"step-N, a folder with {FILES[1]}, or InsightFace's backbone.pth."
