@@ -14,8 +14,11 @@ from ffc_ds.config.settings import Config
 from ffc_ds.distributed import broadcast_object, first_rank_first, rank, together
 from ffc_ds.errors import UserError, shared
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
+from ffc_ds.models.hub_encoder import HubEncoder
+from ffc_ds.models.hub_source import PREFIX, hub_weights
 from ffc_ds.models.insightface_weights import UNUSED, load_insightface
-from ffc_ds.models.opening import FILES, backbone_folder, find_folder, load_backbone
+from ffc_ds.models.opening import FILES, load_backbone
+from ffc_ds.models.places import backbone_folder, find_folder
 from ffc_ds.models.weight_files import listed
 from ffc_ds.progress import say
 from ffc_ds.training import checkpoint, checkpoints
@@ -32,12 +35,15 @@ def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> li
     patterns that match nothing or everything, and if nothing is there to learn at `optim.backbone_lr_factor`.
     """
     name, factor = config.model.weights, config.optim.backbone_lr_factor
+    initialise = config.model.weights_missing == "initialise"
     if start is not None:
         taken = together(lambda: checkpoint.names_from_weights(start))
     elif name is not None:
         weights = read_weights(name)
-        taken = together(lambda: take_weights(net, weights, name, config.model.weights_missing == "initialise"))
+        taken = together(lambda: take_weights(net, weights, f"model.weights {name}", initialise))
         check_same({"a digest of model.weights": _digest(weights)}, "give all hosts the same weights")
+    elif config.model.name.startswith(PREFIX):
+        taken = together(lambda: _take_from_hub(net, config.model.name, initialise))
     else:
         taken = []
     if factor != 1 and not taken:
@@ -88,6 +94,7 @@ def _read(kind: str | None, place: Path) -> dict[str, Tensor]:
 def take_weights(net: nn.Module, weights: dict[str, Tensor], source: str, initialise: bool) -> list[str]:
     """Copy into `net` what fits by name and shape. Returns the names of the parameters that were given weights.
 
+    source: what to call the weights.
     initialise: what has none keeps its initial values, position embeddings are interpolated, and what is too much is
     left out. Otherwise, and if nothing fits, UserError is raised with the names.
     """
@@ -101,7 +108,7 @@ def take_weights(net: nn.Module, weights: dict[str, Tensor], source: str, initia
     unknown = weights.keys() - own - dict(net.named_buffers()).keys()
     for name, value in taken.items():
         if value.is_floating_point() != own[name].is_floating_point() or not value.isfinite().all():
-            raise UserError(f"model.weights {source}: {name} is not finite, or of another type, {value.dtype}.")
+            raise UserError(f"{source}: {name} is not finite, or of another type, {value.dtype}.")
     complaints = (
         listed("missing", sorted(own.keys() - given))
         + listed("of another shape", [unlike[name] for name in sorted(unlike)])
@@ -110,12 +117,28 @@ def take_weights(net: nn.Module, weights: dict[str, Tensor], source: str, initia
     if complaints and not (initialise and taken):
         fitting = f"{len(taken)} of the {len(own)} tensors of this net are there, in the right shape"
         remedy = "model.weights_missing initialise would take these, and begin the others anew."
-        raise UserError(f"model.weights {source} does not fit: {fitting}.{complaints}\n{remedy if taken else ''}")
+        raise UserError(f"{source} does not fit: {fitting}.{complaints}\n{remedy if taken else ''}")
     for name, value in taken.items():
         own[name].copy_(value)
     if rank() == 0:
-        say(f"model.weights {source}: {len(taken)} of the {len(own)} tensors of the backbone are taken{complaints}")
+        say(f"{source}: {len(taken)} of the {len(own)} tensors of the backbone are taken{complaints}")
     return sorted(taken.keys() & dict(net.named_parameters()).keys())
+
+
+def _take_from_hub(net: HubEncoder, name: str, initialise: bool) -> list[str]:
+    """Give the encoder what it has learnt elsewhere; its position embeddings are for the image size there."""
+    weights = hub_weights(name)
+    if weights is None:
+        if rank() == 0:
+            say(f"{name} has no weights, only a configuration: it begins with initial ones")
+        return []
+    own = net.encoder.state_dict()
+    unused = {each: own[each] for each, p in net.encoder.named_parameters() if not p.requires_grad}
+    grids = {each: _for_grid(each, value, own[each].shape) for each, value in weights.items() if each in own}
+    return [
+        f"encoder.{each}"
+        for each in take_weights(net.encoder, unused | weights | grids, f"model.name {name}", initialise)
+    ]
 
 
 def _for_grid(name: str, value: Tensor, shape: torch.Size) -> Tensor:

@@ -170,7 +170,7 @@ class Trainer:
         shape = (self.at_once, 3, size, size)
         if wanted == "auto" and self.compiled is None:
             micro_batches = self.steps * self.accumulation
-            self.compiled = is_worth_compiling(backbone_settings(self.config), self.engine.blank(shape), micro_batches)
+            self.compiled = is_worth_compiling(self.engine.module, self.engine.blank(shape), micro_batches)
         if wanted == "off" or (wanted == "auto" and not self.compiled):
             return False
         evaluated = self.pairs and (self.pairs.batch_size(self.config.eval.batch_size), *shape[1:])
@@ -351,7 +351,8 @@ class Trainer:
         results = trained | self._results() | {"preempted": False, "exit_code": 0}
         weights = self.engine.weights()
         self.tracker.close({"accuracy": results["trained"]["accuracy"]})
-        together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
+        report = self.config, results, self.engine.module, weights, self.last_result
+        together(lambda: write_report(*report) if rank() == 0 else None)
         if rank() == 0:
             say(table(results, self.folder))
             self.lock.release()
