@@ -59,10 +59,9 @@ def test_it_sees_what_its_processor_would_show_it_and_is_saved_as_it_is(tmp_path
         save_backbone(net, tmp_path / "saved")
         opened = load_model(str(tmp_path / "saved"))
         torch.testing.assert_close(opened(pixels * 2 - 1).embeddings, net(pixels * 2 - 1).embeddings)
-        half = opened.bfloat16()
-        for buffer in half.buffers():
-            buffer.data = buffer.float() if buffer.is_floating_point() else buffer
-        assert half.train()(pixels.bfloat16()).embeddings.dtype == torch.float32 or family
+        for parameter in opened.parameters():  # buffers stay fp32, as DeepSpeed leaves them
+            parameter.data = parameter.data.bfloat16()
+        assert opened.train()(pixels.bfloat16()).embeddings.isfinite().all()
     settings = {"backbone": config.model.name, "image_size": 32, "embedding_size": 16, "batch_size": 4, "zero": 2}
     plan = count_backbone(PlanSettings(1e3, 1e4, 1, **settings))
     assert plan.parameters == sum(p.numel() for p in net.parameters()) and plan.flops > 0 and plan.kept[1] > 0
@@ -123,7 +122,7 @@ def test_what_an_encoder_cannot_do(tmp_path):
         build_backbone(f"hub:{folder}", 30, 16, patch_size=64)
     with pytest.raises(UserError, match=r"has no setting depth. There are: pooling, batch_norm, .*hidden_size"):
         build_backbone(f"hub:{folder}", 32, 16, depth=3)
-    with pytest.raises(UserError, match="pooling spatial does not suit|cannot be used"):
+    with pytest.raises(UserError, match="pooling class does not suit features of the shape"):
         build_backbone(f"hub:{hub_model(tmp_path / 'resnet', 'resnet')}", 32, 16, pooling="class")
     weights = folder / "model.safetensors"
     weights.rename(folder / "pytorch_model.bin")
