@@ -1,22 +1,20 @@
 """Runs that start from weights: those of a run, of its checkpoint, of an export; what does not fit is refused."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ffc_ds.config.settings import parse_config
+from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
+from ffc_ds.training.starting_weights import read_weights, start_from_weights
 from tests.launched import TINY, losses, metrics, train, train_tiny
 
 NET = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, batch_norm: true}"
 TWO_STEPS = ("--train.steps", "2", "--model.overrides", NET)
 ALONE = ("--train.head_only_steps", "2")
-
-
-def accuracy(folder, place):
-    return json.loads((folder / "results.json").read_text())[place]["accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +90,21 @@ def test_weights_that_cannot_be_used(first, tmp_path):
         file.write(b"\0\1\2\3")
     refusals = {
         (tmp_path / "other", ()): ["does not fit: 4 of the 24", "left over: bn1.bias"],
-        (tmp_path / "empty", ()): ["empty holds no weights", "backbone.pth"],
         (damaged, ()): ["part-1.safetensors is not what was written"],
         (first, ("--model.freeze", "[nothing.*]")): ["model.freeze", "nothing.*"],
-        (first, ("--head.name", "metric", *ALONE)): ["train.head_only_steps", "metric"],
     }
     for (source, more), mentions in refusals.items():
         arguments = ("--model.weights", str(source), "--output_dir", str(tmp_path / "run"))
         done = train(2, *TINY, *TWO_STEPS, *more, *arguments)
         assert done.returncode == 2 and done.stderr.count("error: ") == 1, done.stderr[-3000:]
         assert all(word in done.stderr for word in mentions), done.stderr
-    done = train(1, *TINY, "--optim.backbone_lr_factor", "0.1", "--output_dir", str(tmp_path / "run"))
-    assert done.returncode == 2 and "nothing came from weights" in done.stderr
+    with pytest.raises(UserError, match="empty holds no weights: .*backbone.pth"):
+        read_weights(str(tmp_path / "empty"))
+    net = build_backbone("iresnet18", 32, 16, width=1 / 16)
+    torch.save({"module": net.state_dict()}, tmp_path / "backbone.pth")
+    found = read_weights(str(tmp_path / "backbone.pth"))
+    assert all(torch.equal(value, found[name]) for name, value in net.state_dict().items())
+    with pytest.raises(UserError, match="nothing came from weights"):
+        start_from_weights(parse_config(["--optim.backbone_lr_factor", "0.1"]), net, None)
+    with pytest.raises(UserError, match="train.head_only_steps is nothing for head.name metric"):
+        parse_config(["--head.name", "metric", *ALONE])

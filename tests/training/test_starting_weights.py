@@ -178,7 +178,7 @@ def test_what_came_from_weights_learns_at_its_own_rate_and_is_saved_for_any_stag
 
 def frozen_then_head_alone_then_all():
     found = {}
-    for name in STAGES:
+    for name in ("zero0", "zero3", "bf16"):
         torch.manual_seed(0)
         net = build_backbone("iresnet18", 16, 8, depth=[1, 1, 1, 1], width=1 / 16)
         freeze(net, ["layer1.*"])
