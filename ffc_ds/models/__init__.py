@@ -1,7 +1,9 @@
 """The backbones. Importing this package makes them known to transformers' `AutoConfig`, `AutoModel` and
 `AutoImageProcessor`."""
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -51,8 +53,9 @@ def build_backbone(name: str, image_size: int = 112, embedding_size: int = 512, 
 
     Raises UserError for an unknown name, an unknown override or a value the backbone cannot be built from.
     """
+    sizes = {"image_size": image_size, "embedding_size": embedding_size}
     if name.startswith(PREFIX):
-        return build_hub_encoder(name, image_size, embedding_size, **overrides)
+        return _built(partial(build_hub_encoder, name), name, sizes | overrides)
     if name not in BACKBONES:
         raise UserError(f"Unknown backbone '{name}'. There are: {', '.join(BACKBONES)}, and hub:OWNER/NAME.")
     model_class, preset = BACKBONES[name]
@@ -60,9 +63,12 @@ def build_backbone(name: str, image_size: int = 112, embedding_size: int = 512, 
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     if unknown := sorted(overrides.keys() - known):
         raise UserError(f"Backbone {name} has no setting {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
-    settings = {**preset, "image_size": image_size, "embedding_size": embedding_size, **overrides}
+    return _built(lambda **settings: model_class(config_class(**settings)), name, preset | sizes | overrides)
+
+
+def _built(build: Callable[..., PreTrainedModel], name: str, settings: dict[str, Any]) -> PreTrainedModel:
     try:
-        return model_class(config_class(**settings))
+        return build(**settings)
     except StrictDataclassFieldValidationError as error:
         raise UserError(f"Backbone {name}: {error.__cause__}") from error
     except RuntimeError as error:

@@ -46,6 +46,8 @@ class HubEncoderConfig(PreTrainedConfig):
             raise UserError("image_size and embedding_size must be 1 or more.")
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling {self.pooling} is none of {', '.join(POOLINGS)}.")
+        if self.encoder is not None and "model_type" not in self.encoder:
+            raise UserError("encoder must be a configuration with its model_type.")
 
 
 class HubEncoder(PreTrainedModel):

@@ -39,11 +39,11 @@ def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> li
     if start is not None:
         taken = together(lambda: checkpoint.names_from_weights(start))
     elif name is not None:
-        weights = read_weights(name)
+        weights = _same_on_all(read_weights(name))
         taken = together(lambda: take_weights(net, weights, f"model.weights {name}", initialise))
-        check_same({"a digest of model.weights": _digest(weights)}, "give all hosts the same weights")
-    elif config.model.name.startswith(PREFIX):
-        taken = together(lambda: _take_from_hub(net, config.model.name, initialise))
+    elif (name := config.model.name).startswith(PREFIX):
+        weights = _same_on_all(first_rank_first(lambda: hub_weights(name)))
+        taken = together(lambda: _take_from_hub(net, weights, name, initialise))
     else:
         taken = []
     if factor != 1 and not taken:
@@ -125,10 +125,9 @@ def take_weights(net: nn.Module, weights: dict[str, Tensor], source: str, initia
     return sorted(taken.keys() & dict(net.named_parameters()).keys())
 
 
-def _take_from_hub(net: HubEncoder, name: str, initialise: bool) -> list[str]:
+def _take_from_hub(net: HubEncoder, weights: dict[str, Tensor], name: str, initialise: bool) -> list[str]:
     """Give the encoder what it has learnt elsewhere; its position embeddings are for the image size there."""
-    weights = hub_weights(name)
-    if weights is None:
+    if not weights:
         if rank() == 0:
             say(f"{name} has no weights, only a configuration: it begins with initial ones")
         return []
@@ -173,9 +172,11 @@ def freeze(net: nn.Module, patterns: list[str]) -> None:
             module.frozen = not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
+def _same_on_all(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """They themselves. Raises UserError on all ranks if those of a rank are others."""
     digest = xxh3_128()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].contiguous().view(torch.uint8).numpy() if weights[name].dim() else b"")
-    return digest.hexdigest()
+        digest.update(weights[name].reshape(-1).contiguous().view(torch.uint8).numpy())
+    check_same({"the digest of the weights that it starts from": digest.hexdigest()}, "give all hosts the same files")
+    return weights

@@ -131,6 +131,13 @@ def test_what_an_encoder_cannot_do(tmp_path):
         build_backbone(f"hub:{folder}", 32, 16, depth=3)
     with pytest.raises(UserError, match="pooling class does not suit features of the shape"):
         build_backbone(f"hub:{hub_model(tmp_path / 'resnet', 'resnet')}", 32, 16, pooling="class")
+    for override, message in {
+        "pooling": "pooling 3 is none of",
+        "batch_norm": "batch_norm",
+        "patch_size": "hub",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            build_backbone(f"hub:{folder}", 32, 16, **{override: 3 if override == "pooling" else "x"})
     weights = folder / "model.safetensors"
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="pytorch_model.bin, a pickle, which is not read"):
