@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from ffc_ds.config.command_line import as_written, make_parser, refusals
 from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.keys import in_order, known_keys
-from ffc_ds.config.paths import PathName, expand_paths, find_file
+from ffc_ds.config.paths import PathName, expand_paths, expanded, find_file
 from ffc_ds.config.values import check_values
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
@@ -80,13 +80,24 @@ class ModelConfig:
     """The backbone."""
 
     name: str = "iresnet50"
-    """iresnet18, 34, 50, 100 or 200, mobilefacenet, vit."""
+    """iresnet18, 34, 50, 100 or 200, mobilefacenet, vit; or hub:OWNER/NAME or hub:FOLDER, a vision encoder of
+    transformers with its weights, under an embedding layer."""
     image_size: int = 112
-    """Side of the square input in pixels; images of another size are resized."""
+    """Side of the square input in pixels; images of another size are resized. Where it is not given, an encoder of the
+    hub has the size of its own image processor."""
     embedding_size: int = 512
     """Length of the embedding."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Further settings of the backbone's own config class, such as {width: 0.5} for an iresnet."""
+    weights: PathName | None = None
+    """What the backbone starts from: a run, one of its checkpoints, what export.py wrote or its name on the hub, or
+    InsightFace's backbone.pth. A run that is resumed does not read it again."""
+    weights_missing: Literal["refuse", "initialise"] = "refuse"
+    """Where weights do not fit by name and shape: refuse, or initialise what has none and leave out what is too much;
+    position embeddings are then interpolated."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by patterns of their names such as [conv1.*, layer1.*]; a batch normalisation
+    whose parameters all do keeps its running statistics."""
 
 
 @dataclass
@@ -214,6 +225,9 @@ class OptimConfig:
     """Optimizer of the backbone."""
     lr: float = 0.1
     """Highest learning rate."""
+    backbone_lr_factor: float = 1.0
+    """The learning rate of what came from model.weights, or with an encoder of the hub, is this many times that of all
+    else."""
     lr_batch: int = 0
     """The data.batch_size that lr is meant for: with another one it changes in proportion, and the run says so. 0: lr
     is meant for any."""
@@ -244,6 +258,8 @@ class TrainConfig:
     """Length of the run in optimizer steps; overrules epochs."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
+    head_only_steps: int = 0
+    """So many first steps train the head alone: the backbone stays as it is, with its running statistics."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the nets before the first step, in a minute or two; auto: if the run takes 15 minutes or more. Not under
     ZeRO-3."""
@@ -365,14 +381,17 @@ def _parser() -> ArgumentParser:
 
 def _parse(arguments: list[str]) -> Config:
     parser = _parser()
-    parsed = parser.get_defaults()
+    parsed, given = parser.get_defaults(), set()
     for where, part in in_order(arguments, known_keys(Config)):
+        given |= {key.split("=")[0].removeprefix("--") for key in part}
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
     config = _checked(parsed, {argument.split("=")[0] for argument in arguments})
     expand_paths(config)
     config.deepspeed = find_file(config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
+    if config.model.name.startswith("hub:"):
+        _find_encoder(config.model, "model.image_size" in given)
     return config
 
 
@@ -390,6 +409,15 @@ def head_config(head: dict[str, Any], class_optim: dict[str, Any]) -> tuple[Head
         parsed = parser.parse_object(given, parser.get_defaults())
     config = _checked(parsed, {f"--head.{name}" for name in head})
     return config.head, config.class_optim
+
+
+def _find_encoder(model: ModelConfig, sized: bool) -> None:
+    """Write out where an encoder is, and the size of its images unless that is given."""
+    from ffc_ds.models.hub_source import PREFIX, usual_image_size  # takes seconds, and few need it
+
+    model.name = PREFIX + expanded("model.name", model.name.removeprefix(PREFIX))
+    if not sized:
+        model.image_size = usual_image_size(model.name) or model.image_size
 
 
 def save_config(config: Config, path: Path) -> None:

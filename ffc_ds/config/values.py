@@ -37,6 +37,7 @@ def check_values(config) -> None:
         "head.sample_rate": config.head.sample_rate,
         "head.group_identities": config.head.group_identities,
         "optim.lr": config.optim.lr,
+        "optim.backbone_lr_factor": config.optim.backbone_lr_factor,
         "optim.power": config.optim.power,
         "class_optim.lr_factor": config.class_optim.lr_factor,
         "eval.batch_size": config.eval.batch_size,
@@ -60,6 +61,7 @@ def check_values(config) -> None:
         "optim.weight_decay": config.optim.weight_decay,
         "train.final_save_minutes": config.train.final_save_minutes,
         "eval.every": config.eval.every,
+        "train.head_only_steps": config.train.head_only_steps,
         "train.max_rewinds": config.train.max_rewinds,
         "train.profile": config.train.profile,
     }
@@ -97,6 +99,8 @@ def check_values(config) -> None:
         raise UserError(
             f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."
         )
+    if config.train.head_only_steps and config.head.name == "metric":
+        raise UserError("train.head_only_steps is nothing for head.name metric, which has no weights of its own.")
     _check_overrides(config.model.overrides)
     train = config.data.train
     if isinstance(train, str) and train.startswith("["):

@@ -11,7 +11,8 @@ from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.encoders.onnx_file import OnnxEncoder
 from ffc_ds.encoders.onnx_input import OnnxInput
 from ffc_ds.errors import UserError
-from ffc_ds.models.opening import FILES, backbone_folder, find_folder, load_model
+from ffc_ds.models.opening import FILES, load_model
+from ffc_ds.models.places import backbone_folder, find_folder
 
 
 def open_encoder(name: str, onnx: OnnxInput, device: torch.device) -> Encoder:

@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ffc_ds.models.hub_source import PREFIX
+
 PRIVATE = ("output_dir", "resume", "tracking")  # of the machine and the person, not of the model
 
 TEMPLATE = """---
@@ -60,7 +62,7 @@ def model_card(repo: str, results: dict, figures: list[str]) -> str:
     repo: what the reader will load it by. results: results.json of its training; absolute paths, the output folder and
     tracking are left out of the settings. figures: pictures that lie beside the card.
     """
-    config, trained = results["config"], results["trained"]
+    config, trained = _public(results["config"]), results["trained"]
     model, pairs = config["model"], config["eval"]["bin"]
     benchmark = Path(pairs).name if pairs else "identities that were not trained on"
     title = repo.split("/")[-1]
@@ -78,7 +80,7 @@ def model_card(repo: str, results: dict, figures: list[str]) -> str:
         measured="\n".join(f"| {name} | {value} |" for name, value in measured),
         figures="\n".join(f"![{Path(figure).stem.replace('_', ' ')}]({figure})" for figure in figures),
         versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
-        config=yaml.safe_dump(_public(config), sort_keys=False),
+        config=yaml.safe_dump(config, sort_keys=False),
         **{key: results[key] for key in ("identities", "images", "steps", "world_size")},
     )
 
@@ -127,4 +129,8 @@ def _public(value: Any) -> Any:
         return {key: _public(entry) for key, entry in value.items() if key not in PRIVATE}
     if isinstance(value, list):
         return [_public(entry) for entry in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    prefix = PREFIX if value.startswith(PREFIX) else ""
+    path = Path(value.removeprefix(prefix))
+    return f"{prefix}{path.name}" if path.is_absolute() else value

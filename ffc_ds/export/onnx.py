@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ffc_ds.errors import UserError
 from ffc_ds.files import written_aside
+from ffc_ds.models.hub_encoder import HubEncoder
 from ffc_ds.models.opening import load_backbone
 
 BATCHES = (1, 7)
@@ -44,18 +45,23 @@ def export_onnx(run_dir: Path, output: Path) -> None:
     model = load_backbone(run_dir)
     net, size = _Embeddings(model).eval(), model.config.image_size
     truth = _truth(net, size)
+    if isinstance(model, HubEncoder):
+        model.encoder.set_attn_implementation("eager")  # the fused one of Swin cannot be traced
     with written_aside(output) as path:
-        torch.onnx.export(
-            net,
-            (torch.zeros(2, 3, size, size),),
-            path,
-            dynamo=True,
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("N")}},
-            input_names=["pixel_values"],
-            output_names=["embeddings"],
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                net,
+                (torch.zeros(2, 3, size, size),),
+                path,
+                dynamo=True,
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("N")}},
+                input_names=["pixel_values"],
+                output_names=["embeddings"],
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(f"torch cannot write this net as ONNX: {error.__cause__ or error}") from error
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for pixels, embeddings in truth:
             (found,) = session.run(None, {"pixel_values": pixels})

@@ -14,7 +14,7 @@ from torch import Tensor
 from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
 from ffc_ds.models.iresnet import BLOCKS, IResNet
-from ffc_ds.models.weight_files import SHOWN, read_states
+from ffc_ds.models.weight_files import listed, read_states
 
 LANDMARK = "layer1.0.conv1.weight"
 STRIDE = 16  # of the net, pixels
@@ -43,11 +43,11 @@ def load_insightface(path: str | Path, net: str | None = None) -> tuple[IResNet,
     no_floats = [f"{name} holds {value.dtype}" for name, value in numbers.items() if not value.is_floating_point()]
     broken = [name for name, value in numbers.items() if not torch.isfinite(value.float()).all()]
     complaints = (
-        _list("missing", sorted(missing))
-        + _list("unexpected", sorted(weights.keys() - expected.keys()))
-        + _list("of another shape", unlike)
-        + _list("of another kind", no_floats)
-        + _list("not finite", broken)
+        listed("missing", sorted(missing))
+        + listed("unexpected", sorted(weights.keys() - expected.keys()))
+        + listed("of another shape", unlike)
+        + listed("of another kind", no_floats)
+        + listed("not finite", broken)
     )
     if complaints:
         raise UserError(f"{path} is no {iresnet_name(model)} of InsightFace:{complaints}")
@@ -78,7 +78,7 @@ def _choose(path: str | Path, net: str | None) -> tuple[str, dict[str, Tensor]]:
         names = [where + name for where, state in states.items() for name in state]
         raise UserError(
             f"{path} is no iresnet of InsightFace: none of its {len(names)} tensors is called {LANDMARK}"
-            + _list("it has", names)
+            + listed("it has", names)
         )
     chosen = {prefix: weights for prefix, weights in found.items() if net in (None, prefix)}
     if len(chosen) != 1:
@@ -99,8 +99,3 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         settings["embedding_size"] = len(fc)
         settings["image_size"] = STRIDE * math.isqrt(fc.shape[1] // len(last))
     return settings
-
-
-def _list(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"\n  {what}: {', '.join(names[:SHOWN])}{more}" if names else ""

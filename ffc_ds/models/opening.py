@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ffc_ds.errors import UserError
-from ffc_ds.models import BACKBONES
+from ffc_ds.models import BACKBONES, HubEncoder
+from ffc_ds.models.places import backbone_folder, find_folder
 
 FILES = ("config.json", "model.safetensors")
 
@@ -21,27 +20,11 @@ def load_model(name: str) -> PreTrainedModel:
     Raises UserError if it is not there, is damaged, or is another kind of model.
     """
     model = load_backbone(find_folder(name))
-    if not isinstance(model, tuple({model_class for model_class, _ in BACKBONES.values()})):
+    if not isinstance(model, (HubEncoder, *{model_class for model_class, _ in BACKBONES.values()})):
         raise UserError(
             f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
         )
     return model.requires_grad_(False)
-
-
-def find_folder(name: str) -> Path:
-    """The folder `name`, or what the hub has under that name. Raises UserError if it is in neither place."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(huggingface_hub.snapshot_download(name))
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(f"no folder {name} here, and no such model could be got from the hub: {error}") from None
-
-
-def backbone_folder(folder: Path) -> Path:
-    """Where a run, or a folder, has its backbone."""
-    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def load_backbone(folder: Path) -> PreTrainedModel:

@@ -59,6 +59,12 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
     raise UserError(f"{path} is no file of weights: {reason}")
 
 
+def listed(what: str, names: list[str]) -> str:
+    """A line of a message with the first of some names; nothing if there are none."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"\n  {what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
 def _content(path: Path) -> Any:
     kind = file_kind(path)
     if kind == "safetensors":

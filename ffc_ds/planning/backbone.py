@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
 from ffc_ds.heads import STATES
 from ffc_ds.models import build_backbone
+from ffc_ds.models.hub_source import PREFIX
 from ffc_ds.planning.live_bytes import LiveBytes
 from ffc_ds.planning.settings import BYTES, PlanSettings
 
@@ -48,17 +50,31 @@ def count_backbone(settings: PlanSettings) -> Backbone:
 
 @lru_cache
 def _count(name, image_size, embedding_size, overrides, dtype, frees_gradients, batch_size):
+    build = partial(build_backbone, name, image_size, embedding_size, **json.loads(overrides))
+    real = build() if name.startswith(PREFIX) else None  # some encoders of the hub look at numbers while they are built
     with FakeTensorMode(), no_init_weights():
-        net = build_backbone(name, image_size, embedding_size, **json.loads(overrides))
+        net = build() if real is None else _without_memory(real)
         for parameter in net.parameters():  # buffers stay fp32, as DeepSpeed leaves them
             parameter.data = parameter.data.to(dtype)
-            if frees_gradients:  # ZeRO-2 moves each gradient into its bucket
+            if frees_gradients and parameter.requires_grad:  # ZeRO-2 moves each gradient into its bucket
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         once, twice = (_bytes(net, image_size, dtype, factor * batch_size) for factor in (1, 2))
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(batch_size, 3, image_size, image_size, dtype=dtype))
     lines = [(2 * a - b, (b - a) / batch_size) for a, b in zip(once, twice, strict=True)]
     return Backbone(sum(p.numel() for p in net.parameters()), counter.get_total_flops() / batch_size, *lines)
+
+
+def _without_memory(net):
+    """The net itself, with tensors that have a shape and a type only."""
+    for module in net.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, value in kept.items():
+                if value is not None:
+                    empty = torch.empty(value.shape, dtype=value.dtype)
+                    needs = value.requires_grad
+                    kept[name] = nn.Parameter(empty, needs) if kept is module._parameters else empty
+    return net
 
 
 def _bytes(net, image_size, dtype, batch_size):

@@ -20,14 +20,8 @@ from ffc_ds.heads.base import Head
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.report import versions
 
-PATHS = {
-    "output_dir",
-    "deepspeed",
-    "resume",
-    "data.train",
-    "eval.bin",
-    "head.weights",
-}  # may be called otherwise on another host
+# What may be called otherwise on another host.
+PATHS = {"output_dir", "deepspeed", "resume", "data.train", "eval.bin", "model.weights", "head.weights"}
 OWN = {"device"}  # not every host of a cluster has the same
 
 

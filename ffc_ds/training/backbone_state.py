@@ -25,7 +25,7 @@ from ffc_ds.distributed import rank, to_host, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.training.manifest import Writer
 
-WEIGHT = "weight"
+WEIGHT, BUFFER = OF_NET = ("weight", "buffer")
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # fp16's, where it changes
 STEPS = "step"  # what optimizers call the steps that they have done, for a parameter or for all
 
@@ -41,6 +41,21 @@ class BackboneCopy(NamedTuple):
         writer.make_folder(writer.folder / "backbone")
         with writer.open(writer.folder / "backbone" / f"part-{rank()}.safetensors") as file:
             file.write(save(self.tensors, {"numbers": json.dumps(self.numbers)}))
+
+
+def read_net(folder: Path) -> dict[str, Tensor]:
+    """Parameters (fp32) and buffers of the net in folder/backbone, by name. Raises UserError if they are no copy."""
+    found = {}
+    for path in sorted((folder / "backbone").glob("part-*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 (it is no dict)
+                    kind, _, name = key.partition(".")
+                    if kind in OF_NET:
+                        found[name] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be loaded: {error}.") from error
+    return found
 
 
 class BackboneState:
@@ -64,7 +79,7 @@ class BackboneState:
             if number % world_size() == rank():
                 kept[entry] = to_host(value.float())
         if rank() == 0:
-            kept |= {f"buffer.{name}": to_host(value) for name, value in self._net.named_buffers()}
+            kept |= {f"{BUFFER}.{name}": to_host(value) for name, value in self._net.named_buffers()}
         return BackboneCopy(kept, self._numbers())
 
     def load(self, folder: Path) -> None:
@@ -76,7 +91,7 @@ class BackboneState:
             for entry, parameter, key in self._entries(numbers["keys"]):
                 self._set(parameter, places[entry].get_tensor(entry).to(parameter.device), key)
             for name, buffer in self._net.named_buffers():
-                buffer.copy_(places[f"buffer.{name}"].get_tensor(f"buffer.{name}"))
+                buffer.copy_(places[f"{BUFFER}.{name}"].get_tensor(f"{BUFFER}.{name}"))
         self._set_numbers(numbers)
 
     def _open(self, folder: Path, files: ExitStack) -> tuple[dict, dict]:
@@ -92,7 +107,7 @@ class BackboneState:
         if numbers is None:
             raise UserError(f"{folder} is missing or incomplete; choose another checkpoint.")
         shapes = {e: getattr(p, "ds_shape", p.shape) for e, p, _ in self._entries(numbers["keys"])}
-        shapes |= {f"buffer.{name}": buffer.shape for name, buffer in self._net.named_buffers()}
+        shapes |= {f"{BUFFER}.{name}": buffer.shape for name, buffer in self._net.named_buffers()}
         for entry, shape in shapes.items():
             found = places[entry].get_slice(entry).get_shape() if entry in places else None
             if found != list(shape):

@@ -153,6 +153,11 @@ def read_run(path: Path, identity: dict) -> dict:
     return run
 
 
+def names_from_weights(path: Path) -> list[str]:
+    """Parameters of its net that once came from model.weights."""
+    return read_about(path).get("from_weights", [])
+
+
 def read_about(path: Path) -> dict:
     """The run.json of a checkpoint. Raises UserError if it does not say what is in it."""
     try:

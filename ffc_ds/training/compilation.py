@@ -5,9 +5,9 @@ from math import inf
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ffc_ds.distributed import all_reduce, broadcast_object, rank
-from ffc_ds.models import build_backbone
 from ffc_ds.progress import say, waiting
 
 # Compiling takes one or two minutes and saves a sixth (fp32) to a third (bf16) of a step on a CPU.
@@ -15,11 +15,13 @@ LONG = 900.0  # seconds of forward and backward from which that pays
 SILENT = 2.0  # seconds
 
 
-def is_worth_compiling(backbone: dict, inputs: Tensor, micro_batches: int) -> bool:
-    """Whether so many forwards and backwards of a backbone (arguments of `build_backbone`) take long enough, as rank 0
-    measures them on `inputs` [n, 3, S, S] while all ranks do; the same on all ranks."""
+def is_worth_compiling(backbone: PreTrainedModel, inputs: Tensor, micro_batches: int) -> bool:
+    """Whether so many forwards and backwards of a net like `backbone` take long enough, as rank 0 measures them on
+    `inputs` [n, 3, S, S] while all ranks do; the same on all ranks."""
     with torch.random.fork_rng():
-        net = build_backbone(**backbone).to(inputs.device, inputs.dtype)
+        net = type(backbone)(backbone.config).to(inputs.device, inputs.dtype)
+        for own, given in zip(net.parameters(), backbone.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
         seconds = inf
         for _ in range(3):  # the first ones warm up
             begin = time.perf_counter()

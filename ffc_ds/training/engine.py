@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +41,7 @@ if get_accelerator().device_name() == "cpu":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 CHECKED = 8  # parameters, about
+LR_FACTOR = "lr_factor"  # of a group of parameters
 BITS = {2: torch.int16, 4: torch.int32}  # by bytes
 
 
@@ -119,9 +120,19 @@ def _refusals(path: str) -> Iterator[None]:
 
 class Engine:
     """The probe net under DeepSpeed, and the nets that follow it: the gallery net if `gallery_momentum` is given, and
-    the average of the weights if `train.average` asks for it."""
+    the average of the weights if `train.average` asks for it.
 
-    def __init__(self, config: Config, model: nn.Module, gallery_momentum: float | None = None):
+    from_weights: names of the parameters that learn at `optim.backbone_lr_factor`.
+    head_only: the steps that begin now leave all nets as they are, with their buffers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        gallery_momentum: float | None = None,
+        from_weights: Collection[str] = (),
+    ):
         settings = together(lambda: read_deepspeed_config(config))
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
         self.dtype, self._clip = _dtype(settings), settings["gradient_clipping"]
@@ -130,7 +141,7 @@ class Engine:
             settings["gradient_clipping"] = 0.0  # DeepSpeed would clip gradients that are no longer there
         momenta = {Gallery: gallery_momentum, WeightAverage: config.train.average or None}
         copies = {kind: copy.deepcopy(model).requires_grad_(False) for kind in momenta if momenta[kind] is not None}
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = _groups(model, from_weights, config.optim.backbone_lr_factor)
         optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
         with _refusals(config.deepspeed):
             self._engine, *_ = deepspeed.initialize(
@@ -153,6 +164,7 @@ class Engine:
         self._buffers = [kind for kind in kinds if kind]
         self._buffers_before = [[each.clone() for each in kind] for kind in self._buffers]  # at the start of the step
         self._at_start = True
+        self.head_only, self._finite = config.train.head_only_steps > 0, []
 
     def _make_follower(self, module, settings, kind, momentum) -> Follower:
         forward = module.to(self.device)
@@ -185,26 +197,37 @@ class Engine:
         if self._at_start:
             _copy_all(self._buffers, self._buffers_before)
             self._at_start = False
-        return self._engine(images).embeddings
+        return self._fixed(images).requires_grad_() if self.head_only else self._engine(images).embeddings
 
     @torch.no_grad()
     def gallery_features(self, images: Tensor) -> Tensor:
         """The same of the gallery net, or of the probe net if that is its own gallery, without gradient."""
-        if self.gallery is not None:
-            return self.gallery.features(images)
-        with torch.compiler.set_stance("force_eager"):  # for one pass over some images
+        features = self._fixed(images) if self.gallery is None else self.gallery.features(images)
+        if self.head_only:
+            _copy_all(self._buffers_before, self._buffers)
+        return features
+
+    @torch.no_grad()
+    def _fixed(self, images: Tensor) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):  # what is compiled is for training
             return self._engine(images).embeddings
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch, scaled and reduced as DeepSpeed does. A loss that is not finite makes gradients
         that are not, so that the step is refused, without the host having to look."""
-        self._engine.backward(loss * (loss.detach() * 0 + 1))
+        if self.head_only:
+            loss.backward()
+            self._finite.append(loss.detach().isfinite())
+        else:
+            self._engine.backward(loss * (loss.detach() * 0 + 1))
 
     def step(self, learning_rate: float) -> bool:
         """Close a micro-batch; at the last one of a step update the weights. False if that was refused, on all ranks
         alike, because a loss or a gradient was not finite."""
+        if self.head_only:
+            return self._step_without_backbone()
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(LR_FACTOR, 1.0)
         finite = True
         if self._plain and self._engine.is_gradient_accumulation_boundary():
             finite = self._clip_or_drop_gradients()
@@ -216,6 +239,16 @@ class Engine:
                 _copy_all(self._buffers_before, self._buffers)
             self._at_start = True
         return applied
+
+    def _step_without_backbone(self) -> bool:
+        """As `step`; DeepSpeed does not get to know of such a step, and so counts its micro-batches rightly."""
+        if len(self._finite) < self._engine.gradient_accumulation_steps():
+            return True
+        broken = all_reduce(1.0 - torch.stack(self._finite).all().float())
+        self._finite.clear()
+        _copy_all(self._buffers_before, self._buffers)
+        self._at_start = True
+        return not broken
 
     def _keep_refusing(self):
         """At fp16's smallest loss scale, too, DeepSpeed shall refuse a step rather than end the run."""
@@ -262,10 +295,11 @@ class Engine:
         return self._plain_norm if self._plain else float(self._engine.get_global_grad_norm() or 0.0)
 
     def average_buffers(self) -> None:
-        """Make the running statistics of batch normalisation those of all ranks: their mean."""
+        """Make the running statistics of batch normalisation those of all ranks: their mean, and exactly the same where
+        they are equal, which fp64 is for."""
         for buffer in [each for kind in self._buffers for each in kind]:
             if buffer.is_floating_point():
-                buffer.copy_(all_reduce(buffer.float().clone()).div_(world_size()))
+                buffer.copy_(all_reduce(buffer.double()).div_(world_size()))
 
     def copy(self) -> BackboneCopy:
         """This rank's part of weights and optimizer state of the probe net. All ranks must call."""
@@ -313,7 +347,18 @@ def _dtype(settings: dict) -> torch.dtype:
     return torch.float32
 
 
-def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _groups(model: nn.Module, from_weights: Collection[str], lr_factor: float) -> list:
+    """The parameters to train, apart where they learn at another rate; `step` gives each group its own."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if lr_factor == 1:
+        return list(named.values())
+    slow = [parameter for name, parameter in named.items() if name in from_weights]
+    fast = [parameter for name, parameter in named.items() if name not in from_weights]
+    groups = [{"params": fast, LR_FACTOR: 1.0}, {"params": slow, LR_FACTOR: lr_factor}]
+    return [group for group in groups if group["params"]]
+
+
+def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:
     chosen = config.optim
     if chosen.name == "adamw":
         return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)

@@ -11,7 +11,7 @@ AUGMENTED = ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour
 LEARNT = {"full_fc", "partial_fc", "virtual_fc"}  # their class weights have an optimiser
 BEGINNING = ("weights", "init")  # a checkpoint is beyond it
 ANY = LEARNT | {"metric", "ffc"}
-
+STARTED_FROM = {"weights", "weights_missing"}  # a checkpoint has weights of its own
 
 ONLY_FOR = {
     "sample_rate": {"partial_fc"},
@@ -30,7 +30,9 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
 
     people: a digest of the identities' names.
     """
-    model = {f"model.{key}": value for key, value in asdict(config.model).items()}
+    model = {f"model.{key}": value for key, value in asdict(config.model).items() if key not in STARTED_FROM}
+    if not config.model.freeze:
+        del model["model.freeze"]  # as in checkpoints from before there was such a thing
     read = {key: value for key, value in asdict(config.head).items() if config.head.name in ONLY_FOR.get(key, ANY)}
     head = {f"head.{key}": value for key, value in read.items() if key not in ("workspace_mb", *BEGINNING)}
     data = {f"data.{key}": getattr(config.data, key) for key in DRAWN + AUGMENTED} | {"data.loader": config.loader}

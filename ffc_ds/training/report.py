@@ -2,7 +2,6 @@
 
 import json
 import platform
-from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -11,31 +10,34 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import ffc_ds
 from ffc_ds.config.settings import Config
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import learning_curve, roc_figure
 from ffc_ds.evaluation.verification import VerificationResult
-from ffc_ds.models import build_backbone
 from ffc_ds.models.saving import save_backbone
 from ffc_ds.training.tracking import read_metrics
 
 
-def write_report(config: Config, results: dict, weights: dict[str, Tensor], last: VerificationResult | None) -> None:
-    """Write the report of a run; for rank 0. Raises UserError if it cannot be written."""
+def write_report(
+    config: Config, results: dict, net: PreTrainedModel, weights: dict[str, Tensor], last: VerificationResult | None
+) -> None:
+    """Write the report of a run, with a net like `net` that has these weights; for rank 0. Raises UserError if it
+    cannot be written."""
     folder = Path(config.output_dir)
     try:
-        _write(config, results, weights, last, folder)
+        _write(config, results, net, weights, last, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the results cannot be written to {folder}: {error}. With --resume latest they are."
         ) from error
 
 
-def _write(config, results, weights, last, folder):
-    model = build_backbone(**backbone_settings(config))
-    model.load_state_dict(weights)
+def _write(config, results, net, weights, last, folder):
+    model = type(net)(net.config)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
     save_backbone(model, folder / "model")
     write_results(folder, results)
     lines = read_metrics(folder / "metrics.jsonl")
@@ -55,8 +57,8 @@ def write_results(folder: Path, results: dict) -> None:
 
 def backbone_settings(config: Config) -> dict:
     """Arguments of `build_backbone`."""
-    model = asdict(config.model)
-    return model.pop("overrides") | model
+    model = config.model
+    return model.overrides | {key: getattr(model, key) for key in ("name", "image_size", "embedding_size")}
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,7 @@ from ffc_ds.training.run_lock import RunLock
 from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import for_batch, learning_rate
 from ffc_ds.training.shared_folder import open_shared
+from ffc_ds.training.starting_weights import start_from_weights
 from ffc_ds.training.tracking import Tracker
 from ffc_ds.training.watchdog import Watchdog, patience
 
@@ -82,7 +83,8 @@ class Trainer:
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None
-        self.engine = together(lambda: Engine(config, backbone, momentum))
+        self.from_weights = start_from_weights(config, backbone, start)
+        self.engine = together(lambda: Engine(config, backbone, momentum, self.from_weights))
         self.optim = for_batch(config.optim, config.data.batch_size)
         self.meter = Meter(config.data.batch_size)
         self.divergence = Divergence(config.train)
@@ -118,6 +120,7 @@ class Trainer:
 
     def _step(self) -> float:
         """One step of the optimizers. Returns its learning rate."""
+        self.engine.head_only = self.done < self.config.train.head_only_steps
         lr = learning_rate(self.optim, self.done, self.steps) * self.divergence.lr_factor
         if self.engine.gallery is not None and self.divergence.refusing is None:  # or it would follow the same twice
             self.engine.gallery.follow()
@@ -173,7 +176,7 @@ class Trainer:
         shape = (self.at_once, 3, size, size)
         if wanted == "auto" and self.compiled is None:
             micro_batches = self.steps * self.accumulation
-            self.compiled = is_worth_compiling(backbone_settings(self.config), self.engine.blank(shape), micro_batches)
+            self.compiled = is_worth_compiling(self.engine.module, self.engine.blank(shape), micro_batches)
         if wanted == "off" or (wanted == "auto" and not self.compiled):
             return False
         evaluated = self.pairs and (self.pairs.batch_size(self.config.eval.batch_size), *shape[1:])
@@ -275,6 +278,7 @@ class Trainer:
             "replaced": self.data_watch.total(self.device),
             "verified": self.verified,
             "compiled": self.compiled,
+            "from_weights": self.from_weights,
             "meter": self.meter.state(),
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
@@ -354,7 +358,8 @@ class Trainer:
         results = trained | self._results() | {"preempted": False, "exit_code": 0}
         weights = self.engine.weights()
         self.tracker.close({"accuracy": results["trained"]["accuracy"]})
-        together(lambda: write_report(self.config, results, weights, self.last_result) if rank() == 0 else None)
+        report = self.config, results, self.engine.module, weights, self.last_result
+        together(lambda: write_report(*report) if rank() == 0 else None)
         if rank() == 0:
             say(table(results, self.folder))
             self.lock.release()

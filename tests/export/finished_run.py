@@ -17,7 +17,7 @@ SMALL = {
 
 def trained(name: str, image_size: int):
     torch.manual_seed(0)
-    model = build_backbone(name, image_size, 24, **SMALL[name])
+    model = build_backbone(name, image_size, 24, **SMALL.get(name, {}))
     with torch.no_grad():
         for _ in range(3):
             model(torch.rand(4, 3, image_size, image_size) * 2 - 1)
@@ -41,7 +41,7 @@ def finished_run(folder: Path, name: str = "iresnet18", image_size: int = 32):
             "seed": 3,
             "resume": None,
             "data": {"train": ["/home/someone/faces", "owner/others"], "batch_size": 128},
-            "model": {"name": name, "image_size": image_size, "embedding_size": 24, "overrides": SMALL[name]},
+            "model": {"name": name, "image_size": image_size, "embedding_size": 24, "overrides": SMALL.get(name, {})},
             "head": {"name": "ffc", "pool_size": 460.0},
             "eval": {"bin": "/home/someone/heldout.bin"},
             "tracking": {"project": "secret"},

@@ -22,6 +22,7 @@ from ffc_ds.export import hub
 from ffc_ds.export.hub import export_hub, import_insightface
 from ffc_ds.models.image_processor import FaceImageProcessor, image_processor
 from tests.export.finished_run import SMALL, everything_below, finished_run
+from tests.hub_models import hub_model
 from tests.umask import more_private_than_the_umask
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "roc.png", "learning_curve.png"}
@@ -87,22 +88,25 @@ def test_without_our_package_the_code_on_the_card_gives_the_same_embeddings(tmp_
     images, expected = faces(2, 32), {}
     np.save(tmp_path / "images.npy", images)
     paths = kinds_of_images(tmp_path)
-    for name in SMALL:
-        expected[name] = embeddings(finished_run(tmp_path / "runs" / name, name), images).numpy()
+    of_hub = {f"from_{family}": f"hub:{hub_model(tmp_path / family, family)}" for family in ("dinov2", "resnet")}
+    names = {name: name for name in SMALL} | of_hub
+    for name, backbone in names.items():
+        expected[name] = embeddings(finished_run(tmp_path / "runs" / name, backbone), images).numpy()
         export_hub(tmp_path / "runs" / name, tmp_path / "out" / name)
         card = (tmp_path / "out" / name / "README.md").read_text()
+        assert str(tmp_path) not in card
         (snippet,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
         (tmp_path / f"{name}.py").write_text(snippet.replace(f'"{name}"', f'"out/{name}"'))
-        assert everything_below(tmp_path / "out" / name) == PLAIN | SHARED_CODE | {CODE[name]}
+        assert everything_below(tmp_path / "out" / name) == PLAIN | SHARED_CODE | {CODE.get(name, "hub_encoder.py")}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, ":".join(paths), *SMALL],
+        [sys.executable, "-c", STRANGER, ":".join(paths), *names],
         cwd=tmp_path,
         env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in SMALL:
+    for name in names:
         largest = np.abs(expected[name]).max()
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected[name], rtol=1e-5, atol=1e-5 * largest)
         inputs = torch.cat([inputs_of_training(path) for path in paths]).numpy()

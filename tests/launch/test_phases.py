@@ -25,7 +25,6 @@ def phases(monkeypatch):
 
     module.code = 0
     monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(module, "HANDED_ON", ("head.weights",))
     return module
 
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from ffc_ds.models import build_backbone
 from ffc_ds.models.output import FaceEmbedding
 from ffc_ds.training.compilation import compile_nets, is_worth_compiling
 from tests.launched import losses, metrics, train_tiny
@@ -72,7 +73,7 @@ def test_nets_that_cannot_be_compiled_stay_as_they_were(monkeypatch, capsys):
 
 
 def test_only_a_long_run_is_worth_compiling():
-    backbone, images = {"name": "iresnet18", "image_size": 16, "width": 0.05}, torch.zeros(2, 3, 16, 16)
+    backbone, images = build_backbone("iresnet18", 16, width=0.05), torch.zeros(2, 3, 16, 16)
     assert not is_worth_compiling(backbone, images, micro_batches=1)
     assert is_worth_compiling(backbone, images, micro_batches=10**9)
 

@@ -1,0 +1,97 @@
+"""Any vision encoder of transformers under the face field's embedding layer."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from ffc_ds.errors import UserError
+from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
+from ffc_ds.models.output import FaceEmbedding
+
+POOLINGS = ("class", "mean", "spatial")
+
+
+@strict
+class HubEncoderConfig(PreTrainedConfig):
+    """Shape of a `HubEncoder`.
+
+    image_size: side of the square input, pixels.
+    embedding_size: length of the embedding.
+    encoder: the encoder's own configuration, with its model_type.
+    width: length of what it makes of a place, or of a token.
+    pooling: class (the first token), mean (of all tokens), or spatial (what the encoder itself makes of its last map,
+        or the mean over it).
+    image_mean, image_std: what the encoder's own image processor takes off values of 0 to 1, and divides them by.
+    batch_norm: normalise the embedding over the batch.
+
+    Raises UserError for values no network can be built from.
+    """
+
+    model_type = "ffc_hub_encoder"
+
+    image_size: int = 224
+    embedding_size: int = 512
+    encoder: dict[str, Any] | None = None
+    width: int = 768
+    pooling: str = "class"
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    batch_norm: bool = True
+
+    def validate_architecture(self) -> None:
+        if self.image_size < 1 or self.embedding_size < 1:
+            raise UserError("image_size and embedding_size must be 1 or more.")
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling {self.pooling} is none of {', '.join(POOLINGS)}.")
+        if self.encoder is not None and "model_type" not in self.encoder:
+            raise UserError("encoder must be a configuration with its model_type.")
+
+
+class HubEncoder(PreTrainedModel):
+    """Face images to embeddings.
+
+    `forward(pixel_values)`: float [B, 3, image_size, image_size] in [-1, 1], of any float dtype, to `FaceEmbedding`. As
+    all backbones it takes [-1, 1], and gives its encoder what that is used to, so that whoever runs one, an ONNX file
+    too, runs all. The embedding is a linear map of what is pooled, then BatchNorm.
+    """
+
+    config_class = HubEncoderConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: HubEncoderConfig):
+        super().__init__(config)
+        self.encoder = make_encoder(config.encoder or {"model_type": "vit"})
+        mean, std = (torch.tensor(each or [0.5] * 3) for each in (config.image_mean, config.image_std))
+        self.register_buffer("input_scale", (0.5 / std).view(3, 1, 1))
+        self.register_buffer("input_shift", ((0.5 - mean) / std).view(3, 1, 1))
+        self.fc = nn.Linear(config.width, config.embedding_size, bias=not config.batch_norm)
+        self.features = BatchNorm1d(config.embedding_size) if config.batch_norm else nn.Identity()
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor) -> FaceEmbedding:
+        x = (pixel_values * self.input_scale + self.input_shift).to(self.fc.weight.dtype)
+        pooled = pool(self.encoder(pixel_values=x), self.config.pooling)
+        return FaceEmbedding(embeddings=self.features(self.fc(pooled)))
+
+
+def make_encoder(config: dict[str, Any]) -> PreTrainedModel:
+    """The encoder of a configuration, with initial weights, in fp32."""
+    encoder = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32, trust_remote_code=False)
+    for module in encoder.modules():
+        if type(module) is nn.BatchNorm2d:  # torch's cannot be in half precision with statistics in fp32
+            module.__class__ = BatchNorm2d
+    return encoder
+
+
+def pool(output, pooling: str) -> torch.Tensor:
+    """[B, width] of an encoder's output."""
+    last = output.last_hidden_state
+    if pooling == "class":
+        return last[:, 0]
+    if pooling == "mean":
+        return last.mean(1)
+    pooled = getattr(output, "pooler_output", None)
+    return last.mean((2, 3)) if pooled is None else pooled.flatten(1)
