@@ -121,12 +121,12 @@ def read_rows(opened: tuple, rows: np.ndarray, labels: np.ndarray, names: pa.Arr
 def _accepted(path: Path) -> pa.Table:
     """The accepted rows of a file of proposals."""
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
+        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name not in missing])
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: give the proposals.parquet that clean.py wrote") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as proposals ({' '.join(str(error).split()):.200})") from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
     if missing or not pa.types.is_boolean(table.schema.field("accepted").type):
         reason = f"it has no column {', '.join(missing)}" if missing else "its column accepted is not of true and false"
         raise UserError(f"{path} is no file of proposals of clean.py: {reason}")
