@@ -18,7 +18,7 @@ from ffc_ds.cleaning.vectors import shared_array
 from ffc_ds.distributed import all_reduce, barrier, broadcast_object, rank, shard_bounds, world_size
 from ffc_ds.progress import progress
 
-BLOCK = 2048  # of queries, and of keys, at a time
+BLOCK = 1024  # of queries, and of keys, at a time: their products stay in a cache
 SLACK = 1e-5  # what rounding may take from a bound
 SAMPLE = 8192  # vectors
 WIDTHS = (16, 32, 64, 128, 256)
@@ -75,6 +75,7 @@ class Search:
         projected = _project_all(self.keys, basis, scratch, self.block)
         cosine, place = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
         starts = range(rank() * self.block, count, world_size() * self.block)
+        room = torch.empty(self.block**2, device=device)  # used again and again, since fresh memory costs page faults
         own_pairs = sum(self.block * (min(start + self.block, ends) if self.earlier else ends) for start in starts)
         with progress(desc=desc, unit="pairs", total=own_pairs, shown=rank() == 0) as bar:
             for start in starts:
@@ -84,7 +85,9 @@ class Search:
                 at = torch.full((stop - start,), -1, dtype=torch.int64, device=device)
                 last = stop if self.earlier else ends
                 for first in range(0, last, self.block):
-                    bounds = vectors @ projected[first : min(first + self.block, last)].to(device).T
+                    part = projected[first : min(first + self.block, last)].to(device)
+                    bounds = room[: len(vectors) * len(part)].view(len(vectors), len(part))
+                    torch.mm(vectors, part.T, out=bounds)
                     if first == start and self.earlier:
                         bounds.masked_fill_(torch.ones_like(bounds, dtype=torch.bool).triu(), -torch.inf)
                     if bounds.amax() >= self.least - SLACK:
