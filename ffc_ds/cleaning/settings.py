@@ -59,6 +59,6 @@ def parse_settings(arguments: list[str]) -> CleaningConfig:
         raise shared(f"stranger is {config.stranger}, above belongs {config.belongs}: no image could be in between.")
     if config.pictures < 0:
         raise shared(f"pictures is {config.pictures}; it must not be below 0.")
-    if not config.find:
-        raise shared("find is empty: name what to look for.")
+    if not config.find or (config.find == ["overlap"] and config.against is None):
+        raise shared(f"find is {config.find}: name what to look for, and for overlap the other set with --against.")
     return config

@@ -228,7 +228,8 @@ def test_what_cannot_be_used_is_refused_on_both_ranks(sets, tmp_path, spoil, rea
     [
         (["--belongs", "1.5"], "belongs is 1.5; a cosine"),
         (["--stranger", "0.6"], "stranger is 0.6, above belongs 0.5"),
-        (["--find", "[]"], "find is empty"),
+        (["--find", "[]"], r"find is \[\]: name what"),
+        (["--find", "[overlap]"], "for overlap the other set with --against"),
         (["--find", "[twins]"], "find"),
         (["--embeddings", "nowhere"], "there is no folder nowhere"),
     ],

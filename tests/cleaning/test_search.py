@@ -12,6 +12,15 @@ from tests.ranks import run_ranks
 LEAST = 0.9
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other at every small product take seconds on cores that others use, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def vectors_of(seed, dim):
     """People, some of whose images come again, one of them 60 times."""
     rng = np.random.default_rng(seed)
@@ -48,7 +57,7 @@ def check(found, vectors, order, barred, earlier):
     np.testing.assert_allclose(cosines[there, place], best[there], atol=1e-5)
 
 
-@pytest.mark.parametrize(("dim", "block"), [(8, 64), (48, 32), (160, 64), (160, 1000)])
+@pytest.mark.parametrize(("dim", "block"), [(8, 64), (160, 64), (160, 1000)])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_the_best_key_is_found(dim, block, earlier, tmp_path):
     vectors = vectors_of(dim, dim)
@@ -67,7 +76,7 @@ def test_few_numbers_are_enough_for_most_pairs(tmp_path, monkeypatch):
         whole(self, bounds, *rest)
 
     monkeypatch.setattr(Search, "_compare", counted)
-    check(search(tmp_path, vectors, order, order, False, 32), vectors, order, order, False)
+    check(search(tmp_path, vectors, order, order, False, 64), vectors, order, order, False)
     written = (tmp_path / "scratch").stat().st_size / len(vectors) / 4
     assert written in (16, 32)
     assert sum(compared) < 2 * (vectors @ vectors.T >= LEAST).sum()

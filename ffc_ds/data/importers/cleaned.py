@@ -60,7 +60,7 @@ def plan_cleaned(
     )
     opened = source, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE), data_config
     about = {
-        "cleaned": source,
+        "import": "cleaned",
         "content": faces.fingerprint,
         "proposals": hashlib.blake2b(repr(accepted.to_pydict()).encode(), digest_size=8).hexdigest(),
         "images of a file": shard_images,
