@@ -21,6 +21,7 @@ from ffc_ds.progress import progress
 BLOCK = 1024  # of queries, and of keys, at a time: their products stay in a cache
 SLACK = 1e-5  # what rounding may take from a bound
 SAMPLE = 8192  # vectors
+LOOK = 64  # to look closely at a block costs at least as much as so many numbers more of each of its vectors
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -131,8 +132,9 @@ def _basis(search: Search) -> Tensor | None:
     for width in (each for each in WIDTHS if each < dim):
         basis = directions[:, : width - 1]
         open_pairs = (_project(others, basis) @ _project(sample, basis).T >= least) & unlike
-        looked_at = 1 - (1 - open_pairs.float().mean().item()) ** block  # of the queries, and of the keys, of a block
-        costs[width] = width + dim * looked_at**2
+        share = open_pairs.float().mean().item()
+        looked_at = 1 - (1 - share) ** block  # of the queries, and of the keys, of a block
+        costs[width] = width + dim * looked_at**2 + LOOK * (1 - (1 - share) ** block**2)
     width = min(costs, key=costs.get)
     return None if width == dim else directions[:, : width - 1].contiguous()
 
