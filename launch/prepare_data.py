@@ -1,4 +1,4 @@
-"""Bring a dataset into parquet files, look at one, upload it.
+"""Bring a dataset into parquet files, look at one, clean it, upload it.
 
 python launch/prepare_data.py recordio ms1m-retinaface-t1 data/ms1mv3
 python launch/prepare_data.py imagefolder faces data/faces --on_error stop --check full
@@ -6,6 +6,7 @@ python launch/prepare_data.py lmdb train_lmdb train_keys.txt data/train
 python launch/prepare_data.py webdataset gaunernst/ms1mv3-wds data/ms1mv3
 python launch/prepare_data.py inspect data/ms1mv3
 python launch/prepare_data.py inspect OWNER/NAME --image_column photo --label_column person
+python launch/prepare_data.py apply data/ms1mv3 out/proposals/proposals.parquet data/cleaned
 python launch/prepare_data.py push data/ms1mv3 OWNER/NAME
 """
 
@@ -15,6 +16,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 from ffc_ds.config.command_line import make_parser, read_command, with_underscores
+from ffc_ds.data.importers.cleaned import plan_cleaned
 from ffc_ds.data.importers.hub import push
 from ffc_ds.data.importers.imagefolder import plan_imagefolder
 from ffc_ds.data.importers.inspection import inspect as inspect_folder
@@ -30,6 +32,7 @@ SOURCES = {
     "imagefolder": plan_imagefolder,
     "lmdb": plan_lmdb,
     "webdataset": plan_webdataset,
+    "apply": plan_cleaned,
 }
 TOOLS = {"inspect": inspect_folder, "push": push}
 

@@ -27,13 +27,14 @@ def commands():
 
 
 def parsers():
+    from ffc_ds.cleaning.settings import parse_settings as parse_cleaning
     from ffc_ds.config.settings import parse_config
     from ffc_ds.embedding_set.settings import parse_settings as parse_embedding
     from ffc_ds.evaluation.settings import parse_settings
     from ffc_ds.planning.settings import parse_settings as parse_plan
 
     by_script = {"train": parse_config, "doctor": parse_config, "evaluate": parse_settings, "plan": parse_plan}
-    by_script["embed"] = parse_embedding
+    by_script |= {"embed": parse_embedding, "clean": parse_cleaning}
     return by_script | {name: script(name).parser().parse_args for name in ("prepare_data", "export", "benchmark")}
 
 

@@ -111,7 +111,7 @@ def examine_rows(
     opened: tuple[str, ...], check: Check, max_megapixels: float, start: int, stop: int
 ) -> tuple[int, np.ndarray, list[Broken]]:
     """`start`, hashes of the bytes (uint64 [stop - start]) and broken images of these rows."""
-    faces = _faces(*opened)
+    faces = opened_faces(*opened)
     hashes, broken = [], []
     for first in range(start, stop, BATCH):
         rows = np.arange(first, min(first + BATCH, stop))
@@ -123,10 +123,12 @@ def examine_rows(
 
 
 @lru_cache(1)
-def _faces(name: str, split: str, image_column: str, label_column: str, cache: str) -> Faces:
+def opened_faces(
+    name: str, split: str, image_column: str, label_column: str, cache: str, config: str | None = None
+) -> Faces:
     """The dataset, opened once in each worker, from the copy that its parent made."""
     datasets.config.HF_DATASETS_CACHE = cache
-    return load_faces(name, split, image_column, label_column)
+    return load_faces(name, split, image_column, label_column, config)
 
 
 def long_tail(images_per_identity: np.ndarray) -> list[tuple[int, int, int]]:

@@ -1,0 +1,142 @@
+"""A copy of a set without what `launch/clean.py` found to be wrong in it."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ffc_ds.data.bounds import CorruptImage
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.importers.inspection import BATCH, opened_faces
+from ffc_ds.data.importers.plan import Broken, Plan, Record, check_count
+from ffc_ds.data.opening import load_faces
+from ffc_ds.errors import UserError
+from ffc_ds.progress import say
+
+COLUMNS = ("kind", "identity", "other_identity", "row", "accepted")
+KINDS = ("mislabelled", "stranger", "merge", "duplicate", "overlap")
+
+
+def plan_cleaned(
+    source: str,
+    proposals: str,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str = "label",
+    data_config: str | None = None,
+    shard_images: int = 20_000,
+) -> Plan:
+    """Plan a copy of a set to which the accepted proposals of clean.py are applied.
+
+    Args:
+        source: the set that was embedded: anything that training takes.
+        proposals: the parquet file that clean.py wrote; rows whose `accepted` is false are passed over.
+        split: which of its splits, as embed.py was given it.
+        image_column: holds images or their encoded bytes.
+        label_column: holds the identities.
+        data_config: which of its configurations, where there are several.
+        shard_images: images of one parquet file.
+    """
+    check_count(shard_images)
+    faces = load_faces(source, split, image_column, label_column, data_config)
+    index, accepted = IdentityIndex.build(faces.labels), _accepted(Path(proposals))
+    before = np.empty(len(faces), np.int64)
+    before[index.images] = np.repeat(np.arange(index.identities), index.counts)
+    names = index.names.cast(pa.string())
+    after, kept = clean_labels(before, names, accepted, f"{proposals} is not of {faces.name}")
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        raise UserError(f"{proposals} leaves no image of {faces.name}: accept fewer proposals")
+    identities, labels = np.unique(after[rows], return_inverse=True)
+    say(
+        f"{len(rows):,} of {len(faces):,} images are kept, {np.sum(after != before, where=kept):,} of them elsewhere; "
+        f"{len(identities):,} of {index.identities:,} identities are left"
+    )
+    opened = source, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE), data_config
+    about = {
+        "import": "cleaned",
+        "content": faces.fingerprint,
+        "proposals": hashlib.blake2b(repr(accepted.to_pydict()).encode(), digest_size=8).hexdigest(),
+        "images of a file": shard_images,
+    }
+    jobs = []
+    for start in range(0, len(rows), shard_images):
+        part = slice(start, start + shard_images)
+        jobs.append(partial(read_rows, opened, rows[part], labels[part], names.take(pa.array(after[rows[part]]))))
+    return Plan(about, jobs)
+
+
+def clean_labels(
+    before: np.ndarray, names: pa.Array, accepted: pa.Table, complaint: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The identity of each image (int64 [n], `before` and after), and whether it is kept (bool [n]).
+
+    Mislabelled images go first, then identities are joined, then those that overlap go with all that they have by then.
+    names: text [I]. Raises UserError, with the `complaint`, for rows or identities that the set has otherwise.
+    """
+    after, kept, parents = before.copy(), np.ones(len(before), bool), np.arange(len(names))
+    rows = accepted["row"].to_numpy()
+    identities, others = (_numbers(accepted[name], names) for name in ("identity", "other_identity"))
+    kinds = {kind: pc.equal(accepted["kind"], kind).to_numpy() for kind in KINDS}
+    inside = (rows >= 0) & (rows < len(before))
+    known = inside & (identities >= 0) & (before[np.where(inside, rows, 0)] == identities)
+    known &= (others >= 0) | kinds["stranger"] | kinds["overlap"]
+    if not known.all():
+        raise UserError(f"{complaint}: it has {accepted.slice(int(np.argmin(known)), 1).to_pylist()[0]}")
+
+    def end(identity: int) -> int:
+        while parents[identity] != identity:
+            parents[identity] = identity = parents[parents[identity]]
+        return identity
+
+    after[rows[kinds["mislabelled"]]] = others[kinds["mislabelled"]]
+    for one, other in zip(identities[kinds["merge"]].tolist(), others[kinds["merge"]].tolist(), strict=True):
+        parents[end(one)] = end(other)
+    while (parents[parents] != parents).any():
+        parents = parents[parents]
+    after = parents[after]
+    kept[rows[kinds["stranger"] | kinds["duplicate"]]] = False
+    return after, kept & ~np.isin(after, parents[identities[kinds["overlap"]]])
+
+
+def read_rows(opened: tuple, rows: np.ndarray, labels: np.ndarray, names: pa.Array) -> Iterator[Record | Broken]:
+    """The images in `rows` of the set that is `opened` so (see `opened_faces`), with labels and names of identities."""
+    faces = opened_faces(*opened)
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        for place, image in enumerate(faces.encoded(part), start):
+            key = faces.paths(int(rows[place]), 1)[0].as_py() or faces.where(int(rows[place]))
+            if isinstance(image, CorruptImage):
+                yield Broken(key, str(image))
+            else:
+                yield Record(key, image, int(labels[place]), names[place].as_py())
+
+
+def _accepted(path: Path) -> pa.Table:
+    """The accepted rows of a file of proposals."""
+    try:
+        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name not in missing])
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}: give the proposals.parquet that clean.py wrote") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as proposals ({' '.join(str(error).split()):.200})") from None
+    if missing or not pa.types.is_boolean(table.schema.field("accepted").type):
+        reason = f"it has no column {', '.join(missing)}" if missing else "its column accepted is not of true and false"
+        raise UserError(f"{path} is no file of proposals of clean.py: {reason}")
+    unknown = set(table["kind"].to_pylist()) - set(KINDS)
+    if unknown or table["row"].null_count:
+        raise UserError(f"{path} has proposals of an unknown kind ({unknown}) or without a row")
+    return table.filter(pc.fill_null(table["accepted"], False))
+
+
+def _numbers(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
+    """The place of each text among the names, int64; -1 for null, and for what is not there."""
+    found = pc.index_in(column.cast(pa.string()).combine_chunks(), value_set=names, skip_nulls=True)
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
