@@ -16,7 +16,7 @@ from ffc_ds.distributed import all_reduce, to_device
 from ffc_ds.heads.margins import Margin, Rows
 
 LOWEST = -1e30  # stands in for the maximum of no columns: finite, so that differences stay numbers
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # class rows of a block: on a CPU they should stay in its cache
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # class rows of a block: in a CPU's cache; few launches on a GPU
 
 
 def cell_bytes(dtype: torch.dtype) -> int:
@@ -27,7 +27,7 @@ def cell_bytes(dtype: torch.dtype) -> int:
 def block_width(column_bytes: int, dim: int, workspace_bytes: int, device: torch.device) -> int:
     """Columns, a multiple of 64, of which each takes `column_bytes` while it is worked on: as many as fit the
     workspace (but 64 at least), of class rows [width, dim] that suit the device."""
-    width = min(workspace_bytes // max(column_bytes, 1), BLOCK_BYTES.get(device.type, 64 << 20) // (4 * dim))
+    width = min(workspace_bytes // max(column_bytes, 1), BLOCK_BYTES.get(device.type, 256 << 20) // (4 * dim))
     return max(64, width // 64 * 64)
 
 
