@@ -1,17 +1,22 @@
 """Any vision encoder of transformers under the face field's embedding layer."""
 
+import json
+import math
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from xxhash import xxh3_64
 
 from ffc_ds.errors import UserError
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
 from ffc_ds.models.output import FaceEmbedding
 
 POOLINGS = ("class", "mean", "spatial")
+ATTENTION = "attn_implementation"
+OWN_BATCH_NORM = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
 
 
 @strict
@@ -48,6 +53,17 @@ class HubEncoderConfig(PreTrainedConfig):
             raise UserError(f"pooling {self.pooling} is none of {', '.join(POOLINGS)}.")
         if self.encoder is not None and "model_type" not in self.encoder:
             raise UserError("encoder must be a configuration with its model_type.")
+        for key in ("image_mean", "image_std"):
+            least = 0 if key == "image_std" else -math.inf
+            if (value := getattr(self, key)) is not None and not (
+                len(value) == 3 and all(least < each < math.inf for each in value)
+            ):
+                raise UserError(f"{key} is {value}; it must be three numbers, and image_std above 0.")
+
+    def digest(self) -> str:
+        """Of what the encoder is and what it is shown, wherever it was found."""
+        told = self.encoder, self.width, self.pooling, self.image_mean, self.image_std
+        return xxh3_64(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class HubEncoder(PreTrainedModel):
@@ -79,11 +95,19 @@ class HubEncoder(PreTrainedModel):
 
 def make_encoder(config: dict[str, Any]) -> PreTrainedModel:
     """The encoder of a configuration, with initial weights, in fp32."""
-    encoder = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32, trust_remote_code=False)
+    config = AutoConfig.for_model(**_without_attention(config))
+    encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     for module in encoder.modules():
-        if type(module) is nn.BatchNorm2d:  # torch's cannot be in half precision with statistics in fp32
-            module.__class__ = BatchNorm2d
+        # torch's cannot be in half precision with statistics in fp32
+        module.__class__ = OWN_BATCH_NORM.get(type(module), type(module))
     return encoder
+
+
+def _without_attention(config: Any) -> Any:
+    """How attention is computed is not for a file to say: it may name code of the hub."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_attention(value) for key, value in config.items() if not str(key).endswith(ATTENTION)}
 
 
 def pool(output, pooling: str) -> torch.Tensor:

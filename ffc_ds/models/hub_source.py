@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
@@ -14,11 +14,13 @@ from transformers.utils import logging
 from ffc_ds.config.documents import read_json
 from ffc_ds.errors import UserError
 from ffc_ds.models.hub_encoder import POOLINGS, HubEncoder, HubEncoderConfig, make_encoder, pool
-from ffc_ds.models.places import find_folder
+from ffc_ds.models.places import find_folder, list_files
 
 PREFIX = "hub:"
 OWN = ("pooling", "batch_norm")
 UNSAID = {"dtype", "torch_dtype", "architectures", "auto_map", "transformers_version"}
+OTHER_WEIGHTS = (".bin", ".h5", ".msgpack", ".ckpt", ".pt", ".pth", ".safetensors")  # the last in a folder below
+SAME = 1e-3  # of the length of features, by which rounding may change them
 CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
@@ -49,11 +51,11 @@ def build_hub_encoder(name: str, image_size: int, embedding_size: int, **overrid
 
 def hub_weights(name: str) -> dict[str, Tensor]:
     """What the encoder of that name has learnt, by the names of its own tensors; nothing if there is only its
-    configuration. Raises UserError for files that are damaged, or of another kind than safetensors."""
+    configuration. Raises UserError for files that are damaged, of another kind than safetensors, or of another net."""
     folder = find_folder(name.removeprefix(PREFIX), ["*.json", "*.safetensors"])
     if not any(folder.glob("*.safetensors")):
-        if others := [path.name for path in folder.glob("*.bin")]:
-            raise UserError(f"{name} has its weights in {others[0]}, a pickle, which is not read: save as safetensors.")
+        if others := sorted(file for file in list_files(name.removeprefix(PREFIX)) if file.endswith(OTHER_WEIGHTS)):
+            raise UserError(f"{name} has its weights in {others[0]}, which is not read: save them as safetensors.")
         return {}
     verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
@@ -68,7 +70,27 @@ def hub_weights(name: str) -> dict[str, Tensor]:
     finally:
         logging.set_verbosity(verbosity)
     without = {*report["missing_keys"], *(each for each, *_ in report["mismatched_keys"])}
+    if not dict(encoder.named_parameters()).keys() - without:
+        raise UserError(f"{name} does not fit: no tensor in its safetensors has name and shape of one of its encoder.")
     return {each: value for each, value in encoder.state_dict().items() if each not in without}
+
+
+@torch.no_grad()
+def check_half_precision(net: HubEncoder) -> None:
+    """Raise UserError if `net` cannot have weights in half precision beside buffers in fp32, as DeepSpeed has them."""
+    weights = {each: parameter.bfloat16() for each, parameter in net.named_parameters()}
+    image = torch.zeros(1, 3, net.config.image_size, net.config.image_size)
+    training = net.training
+    try:
+        functional_call(net.eval(), weights, image)
+    except Exception as error:  # as in `_look`
+        kind = net.encoder.config.model_type
+        remedy = "choose a ds_config without bf16 and fp16."
+        raise UserError(
+            f"an encoder of type {kind} cannot compute in half precision ({_first_line(error)}): {remedy}"
+        ) from error
+    finally:
+        net.train(training)
 
 
 def usual_image_size(name: str) -> int | None:
@@ -124,8 +146,9 @@ def _tower(folder: Path) -> PreTrainedConfig:
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"{folder} holds no model that transformers knows: {error}") from error
+    except Exception as error:  # of any kind: what stands there is somebody else's, and may want more packages
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} holds no model that transformers knows: {reason}") from error
     config = getattr(config, "vision_config", config)
     kind = MODEL_MAPPING.get(type(config), None)
     if isinstance(kind, tuple):
@@ -143,16 +166,23 @@ def _look(name: str, config: dict[str, Any], image_size: int, pooling: str | Non
     with torch.random.fork_rng(devices=[]):
         try:
             encoder = make_encoder(config).eval()
-            output = encoder(pixel_values=torch.zeros(1, 3, image_size, image_size))
+            image = torch.rand(1, 3, image_size, image_size)
+            output = encoder(pixel_values=image)
             last = output.last_hidden_state
             if pooling is None:
                 token = any(each.endswith(CLASS_TOKENS) for each, _ in encoder.named_parameters())
                 pooling = "spatial" if last.dim() == 4 else "class" if token else "mean"
             pooled = pool(output, pooling)
+            again = pool(encoder(pixel_values=image), pooling)
         except Exception as error:  # of any kind: it comes from what a model does with numbers that it was not made for
-            reason = str(error).strip().splitlines() or [repr(error)]
-            raise UserError(f"{name} cannot be used on images of {image_size} pixels: {reason[0]}") from error
+            raise UserError(f"{name} cannot be used on images of {image_size} pixels: {_first_line(error)}") from error
+    if (pooled - again).norm() > SAME * pooled.norm():
+        raise UserError(f"{name} gives other features of the same image each time: it leaves parts out at random.")
     if pooled.dim() != 2:
         raise UserError(f"{name}: pooling {pooling} does not suit features of the shape {list(last.shape)}.")
     pooled.sum().backward()
     return pooled.shape[1], pooling, {each for each, p in encoder.named_parameters() if p.grad is not None}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -82,7 +82,10 @@ def _choose(path: str | Path, net: str | None) -> tuple[str, dict[str, Tensor]]:
         )
     chosen = {prefix: weights for prefix, weights in found.items() if net in (None, prefix)}
     if len(chosen) != 1:
-        raise UserError(f"{path} holds the nets {', '.join(map(repr, found))}: choose one with --net")
+        raise UserError(
+            f"{path} holds the nets {', '.join(map(repr, found))}: choose one with --net of export.py "
+            "from-insightface, which writes a folder that model.weights takes"
+        )
     return next(iter(chosen.items()))
 
 

@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 
 from ffc_ds.heads import STATES
 from ffc_ds.models import build_backbone
-from ffc_ds.models.hub_source import PREFIX
+from ffc_ds.models.hub_source import PREFIX, check_half_precision
 from ffc_ds.planning.live_bytes import LiveBytes
 from ffc_ds.planning.settings import BYTES, PlanSettings
 
@@ -52,6 +52,8 @@ def count_backbone(settings: PlanSettings) -> Backbone:
 def _count(name, image_size, embedding_size, overrides, dtype, frees_gradients, batch_size):
     build = partial(build_backbone, name, image_size, embedding_size, **json.loads(overrides))
     real = build() if name.startswith(PREFIX) else None  # some encoders of the hub look at numbers while they are built
+    if real is not None and dtype != torch.float32:
+        check_half_precision(real)
     with FakeTensorMode(), no_init_weights():
         net = build() if real is None else _without_memory(real)
         for parameter in net.parameters():  # buffers stay fp32, as DeepSpeed leaves them

@@ -17,6 +17,7 @@ from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import broadcast_object, first_on_host, rank, same_everywhere, together
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
+from ffc_ds.models.hub_source import PREFIX
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.report import versions
 
@@ -29,6 +30,8 @@ def check_same_start(config: Config) -> None:
     """Raise UserError on all ranks, with both values, if settings, ds_config or versions of a rank are not those of
     rank 0."""
     settings = {key: value for key, value in flat(asdict(config)).items() if key not in PATHS}
+    if config.model.name.startswith(PREFIX):  # a path, too; `start_from_weights` compares what lies there
+        settings["model.name"] = PREFIX
     told = {f"{key} in the file of deepspeed": value for key, value in flat(read_ds_config(config.deepspeed)).items()}
     made = {f"the version of {name}": value for name, value in versions().items() if name not in OWN}
     made["a digest of ffc_ds's own code"] = _digest_of_code()

@@ -23,6 +23,8 @@ from ffc_ds.config.settings import Config
 from ffc_ds.distributed import TIMEOUT, all_reduce, host_share, rank, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.launching import overruled_devices
+from ffc_ds.models.hub_encoder import HubEncoder
+from ffc_ds.models.hub_source import check_half_precision
 from ffc_ds.progress import say
 from ffc_ds.rendezvous import meet
 from ffc_ds.training.backbone_state import BackboneCopy, BackboneState
@@ -137,6 +139,8 @@ class Engine:
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
         self.dtype, self._clip = _dtype(settings), settings["gradient_clipping"]
         self._plain = self.zero_stage == 0 and self.dtype == torch.float32
+        if self.dtype != torch.float32 and isinstance(model, HubEncoder):
+            together(lambda: check_half_precision(model))
         if self._plain:
             settings["gradient_clipping"] = 0.0  # DeepSpeed would clip gradients that are no longer there
         momenta = {Gallery: gallery_momentum, WeightAverage: config.train.average or None}
@@ -164,7 +168,7 @@ class Engine:
         self._buffers = [kind for kind in kinds if kind]
         self._buffers_before = [[each.clone() for each in kind] for kind in self._buffers]  # at the start of the step
         self._at_start = True
-        self.head_only, self._finite = config.train.head_only_steps > 0, []
+        self.head_only, self._leaf, self._finite = config.train.head_only_steps > 0, None, []
 
     def _make_follower(self, module, settings, kind, momentum) -> Follower:
         forward = module.to(self.device)
@@ -197,7 +201,10 @@ class Engine:
         if self._at_start:
             _copy_all(self._buffers, self._buffers_before)
             self._at_start = False
-        return self._fixed(images).requires_grad_() if self.head_only else self._engine(images).embeddings
+        if not self.head_only:
+            return self._engine(images).embeddings
+        self._leaf = self._fixed(images).requires_grad_()
+        return self._leaf
 
     @torch.no_grad()
     def gallery_features(self, images: Tensor) -> Tensor:
@@ -217,7 +224,7 @@ class Engine:
         that are not, so that the step is refused, without the host having to look."""
         if self.head_only:
             loss.backward()
-            self._finite.append(loss.detach().isfinite())
+            self._finite.append(loss.detach().isfinite() & self._leaf.grad.isfinite().all())
         else:
             self._engine.backward(loss * (loss.detach() * 0 + 1))
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.models.hub_source import PREFIX
 from ffc_ds.training.engine import Engine
 
 DRAWN = ("min_images", "batch_size", "id_share", "images_per_identity")
@@ -33,9 +34,13 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
     model = {f"model.{key}": value for key, value in asdict(config.model).items() if key not in STARTED_FROM}
     if not config.model.freeze:
         del model["model.freeze"]  # as in checkpoints from before there was such a thing
+    if config.model.name.startswith(PREFIX):  # where it lies does not count
+        model["model.name"] = f"{PREFIX} {engine.module.config.digest()}"
     read = {key: value for key, value in asdict(config.head).items() if config.head.name in ONLY_FOR.get(key, ANY)}
     head = {f"head.{key}": value for key, value in read.items() if key not in ("workspace_mb", *BEGINNING)}
     data = {f"data.{key}": getattr(config.data, key) for key in DRAWN + AUGMENTED} | {"data.loader": config.loader}
+    if not config.data.flip:
+        data["data.flip"] = False  # left out while true, as freeze
     optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
     optim["optimizer"] = engine.optimizer_name  # a ds_config may bring its own
     optim["train.average"] = config.train.average

@@ -25,7 +25,7 @@ from ffc_ds.training.checkpoint import IDENTITIES, read_about, read_host_state
 from ffc_ds.training.manifest import MANIFEST, find_damage
 from ffc_ds.training.saved_rows import SavedRows
 
-NAMES = 1 << 22  # in memory at once
+NAMES = 1 << 22  # in memory at once, or as many as are looked for
 ROWS = 1 << 16  # read at once
 TEXT = pa.large_string()
 
@@ -125,10 +125,11 @@ def _find(own: pa.Array, source: Source, config: Config) -> np.ndarray:
         own = _prefixed(own, here)
     prefix = there if isinstance(there, str) and isinstance(here, list) else None
     found = np.full(len(own), -1)
-    for first, names in _names(source.folder):
+    for first, names in _names(source.folder, max(NAMES, len(own))):  # for each part, `own` is hashed anew
         names = names if prefix is None else _prefixed(names, prefix)
-        kind = own.type if names.type == own.type else TEXT
-        places = pc.index_in(names.cast(kind), value_set=own.cast(kind))
+        if names.type != own.type:
+            own = own.cast(TEXT)
+        places = pc.index_in(names.cast(own.type), value_set=own)
         rows = np.flatnonzero(places.is_valid())
         places = places.drop_null().to_numpy()
         distinct, times = np.unique(places, return_counts=True)
@@ -146,11 +147,11 @@ def _prefixed(names: pa.Array, path: str) -> pa.Array:
     return pc.binary_join_element_wise(pa.scalar(Path(path).name, TEXT), names.cast(TEXT), pa.scalar("/", TEXT))
 
 
-def _names(folder: Path) -> Iterator[tuple[int, pa.Array]]:
-    """The names of a checkpoint, in parts, each with the number of its first one."""
+def _names(folder: Path, at_once: int) -> Iterator[tuple[int, pa.Array]]:
+    """The names of a checkpoint, in parts of so many, each with the number of its first one."""
     first = 0
     try:
-        for batch in pq.ParquetFile(folder / IDENTITIES).iter_batches(NAMES, columns=["identity"]):
+        for batch in pq.ParquetFile(folder / IDENTITIES).iter_batches(at_once, columns=["identity"]):
             yield first, batch.column(0)
             first += len(batch)
     except (OSError, pa.ArrowException, IndexError) as error:
@@ -159,7 +160,7 @@ def _names(folder: Path) -> Iterator[tuple[int, pa.Array]]:
 
 
 def _nobody(source: Source, index: IdentityIndex) -> str:
-    there = next(_names(source.folder))[1][0].as_py()
+    there = next(_names(source.folder, 1))[1][0].as_py()
     return (
         f"head.weights: none of the {index.identities:,} identities here is in {source.folder}, by their names, which "
         f"are such as {index.names[0].as_py()!r} here and {there!r} there."

@@ -50,6 +50,9 @@ def prefill(
     for chunk in chunks:
         identities = np.repeat(wanted[chunk], counts[chunk])
         number = np.arange(len(identities)) - np.repeat(np.cumsum(counts[chunk]) - counts[chunk], counts[chunk])
+        if whole:  # a batch of one person's images would have the person normalised away
+            order = permute(np.arange(len(identities)), len(identities), key)
+            identities, number = identities[order], number[order]
         features = embed(
             of_pixels(engine.gallery_features, engine.device, engine.dtype),
             faces,
@@ -64,8 +67,9 @@ def prefill(
 
 
 def _chunks(counts: np.ndarray) -> list[slice]:
-    """Parts of identities with so many images (int64 [n]): about CHUNK of them each, and no identity in two."""
+    """Parts of identities with so many images (int64 [n]): about CHUNK of them each, none much smaller than the others,
+    and no identity in two."""
     ends = np.cumsum(counts)
-    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK)) + 1
+    cuts = np.searchsorted(ends, np.linspace(0, ends[-1], -(-ends[-1] // CHUNK) + 1)[1:-1]) + 1
     bounds = np.unique([0, *cuts, len(counts)])
     return [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]

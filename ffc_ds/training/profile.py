@@ -15,13 +15,17 @@ class Profile:
     """A context in which `step` is called after each step. Rank 0 writes a Chrome trace of `steps` of them, which begin
     after the warm-up, or of as many as there are until the end, to `folder`; with 0 it does nothing.
 
-    done: steps before the first one.
+    done: steps before the first one. last: steps at the end.
     """
 
-    def __init__(self, steps: int, folder: Path, done: int):
+    def __init__(self, steps: int, folder: Path, done: int, last: int):
         self.path = folder / f"from_step_{done + WARM_UP + 1}.json.gz"
         self.profiler = None
-        if steps and rank() == 0:
+        if not steps or rank() != 0:
+            return
+        if last - done <= WARM_UP:
+            say(f"train.profile: no trace, which would begin after {WARM_UP} steps; there are {last - done} to do")
+        else:
             when = torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
             self.profiler = torch.profiler.profile(schedule=when, on_trace_ready=self._write)
 

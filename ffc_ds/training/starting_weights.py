@@ -1,9 +1,10 @@
 """A backbone that starts from weights: where they are found, which of them are taken, and which then stay."""
 
 import math
-import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,10 @@ from ffc_ds.progress import say
 from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.agreement import check_same
 from ffc_ds.training.backbone_state import read_net
+from ffc_ds.training.finished import steps_of_finished
 from ffc_ds.training.manifest import find_damage
+
+T = TypeVar("T")
 
 
 def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> list[str]:
@@ -36,13 +40,17 @@ def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> li
     """
     name, factor = config.model.weights, config.optim.backbone_lr_factor
     initialise = config.model.weights_missing == "initialise"
+    if isinstance(net, HubEncoder):
+        check_same({"the digest of the encoder": net.config.digest()}, "give all hosts the same files")
     if start is not None:
         taken = together(lambda: checkpoint.names_from_weights(start))
     elif name is not None:
-        weights = _same_on_all(read_weights(name))
-        taken = together(lambda: take_weights(net, weights, f"model.weights {name}", initialise))
+        place, weights = read_weights(name)
+        _same_on_all(weights)
+        taken = together(lambda: take_weights(net, weights, f"model.weights {place}", initialise))
     elif (name := config.model.name).startswith(PREFIX):
-        weights = _same_on_all(first_rank_first(lambda: hub_weights(name)))
+        weights = first_rank_first(lambda: hub_weights(name))
+        _same_on_all(weights)
         taken = together(lambda: _take_from_hub(net, weights, name, initialise))
     else:
         taken = []
@@ -52,19 +60,33 @@ def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> li
     return taken
 
 
-def read_weights(name: str) -> dict[str, Tensor]:
-    """State dict of a backbone, in host memory, by a name as `model.weights` takes it. All ranks call it; raises
-    UserError on all of them."""
-    place = first_rank_first(lambda: Path(name) if Path(name).is_file() else find_folder(name))
-    kind = broadcast_object(_kind(place))  # a network file system may show ranks different things
+def read_weights(name: str) -> tuple[Path, dict[str, Tensor]]:
+    """Where the weights are that `model.weights` means by a name, and the state dict of a backbone there, in host
+    memory. All ranks call it; raises UserError on all of them."""
+    place = first_rank_first(lambda: _told(name, lambda: _place(name)))
+    # A network file system may show ranks different things.
+    kind = broadcast_object(together(lambda: _told(name, lambda: _kind(place)) if rank() == 0 else None))
     if kind == "run":
-        place = checkpoints.newest(place / "checkpoints", sys.maxsize)
+        place = checkpoints.newest(place / "checkpoints")
         if place is None:
             raise shared(f"model.weights {name}: none of its checkpoints is undamaged.")
-        kind = "checkpoint"
     elif kind == "checkpoint" and (damage := find_damage(place)):
         raise shared(damage)
-    return together(lambda: _read(kind, place))
+    elif kind == "model":
+        place = together(lambda: _told(name, lambda: backbone_folder(place)))
+    return place, together(lambda: _told(name, lambda: _read(kind, place)))
+
+
+def _told(name: str, action: Callable[[], T]) -> T:
+    """What `action` returns; that of the disk which goes wrong in it is a UserError."""
+    try:
+        return action()
+    except OSError as error:
+        raise UserError(f"model.weights {name} cannot be read: {error.strerror or error}.") from error
+
+
+def _place(name: str) -> Path:
+    return Path(name) if Path(name).is_file() else find_folder(name)
 
 
 def _kind(place: Path) -> str | None:
@@ -72,15 +94,17 @@ def _kind(place: Path) -> str | None:
         return "file"
     if (place / "backbone").is_dir():
         return "checkpoint"
-    if (backbone_folder(place) / FILES[1]).is_file():
-        return "model"
-    return "run" if checkpoints.complete(place / "checkpoints") else None
+    has_model = (backbone_folder(place) / FILES[1]).is_file()
+    if there := checkpoints.complete(place / "checkpoints"):
+        step, _ = there[-1]  # of a run that was extended, the model may be of before
+        return "model" if has_model and steps_of_finished(place) == step else "run"
+    return "model" if has_model else None
 
 
 def _read(kind: str | None, place: Path) -> dict[str, Tensor]:
     if kind == "file":
         return load_insightface(place)[0].state_dict()
-    if kind == "checkpoint":
+    if kind in ("checkpoint", "run"):
         return read_net(place)
     if kind == "model":
         return load_backbone(place).state_dict()  # transformers has other names in its files than in its nets
@@ -172,11 +196,10 @@ def freeze(net: nn.Module, patterns: list[str]) -> None:
             module.frozen = not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _same_on_all(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """They themselves. Raises UserError on all ranks if those of a rank are others."""
+def _same_on_all(weights: dict[str, Tensor]) -> None:
+    """Raise UserError on all ranks if those of a rank are others."""
     digest = xxh3_128()
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].reshape(-1).contiguous().view(torch.uint8).numpy())
     check_same({"the digest of the weights that it starts from": digest.hexdigest()}, "give all hosts the same files")
-    return weights

@@ -74,6 +74,10 @@ class Trainer:
         self.watchdog.at("building the run")
         self.sampler = together(lambda: sampler_of(config, self.index))
         self.steps = config.train.steps or self.sampler.steps_for(config.train.epochs)
+        if (alone := config.train.head_only_steps) >= self.steps:
+            raise shared(
+                f"train.head_only_steps is {alone}, but the run has {self.steps} steps: the backbone would not learn."
+            )
         rows, dim = self.sampler.rows // self.accumulation, config.model.embedding_size
         self.at_once = 2 * rows // world_size()  # images of both views that this rank sees in a micro-batch
         batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
@@ -105,7 +109,7 @@ class Trainer:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
         with self.watchdog, self.saver:
             self._before_training()
-            profile = Profile(self.config.train.profile, self.folder / "profile", self.done)
+            profile = Profile(self.config.train.profile, self.folder / "profile", self.done, self.steps)
             with Preemption(self.device) as preemption, profile:
                 while self.done < self.steps:
                     lr = self._step()
