@@ -177,7 +177,8 @@ def _look(name: str, config: dict[str, Any], image_size: int, pooling: str | Non
         except Exception as error:  # of any kind: it comes from what a model does with numbers that it was not made for
             raise UserError(f"{name} cannot be used on images of {image_size} pixels: {_first_line(error)}") from error
     if (pooled - again).norm() > SAME * pooled.norm():
-        raise UserError(f"{name} gives other features of the same image each time: it leaves parts out at random.")
+        remedy = "an override may switch that off, as {mask_ratio: 0} does for vit_mae."
+        raise UserError(f"{name} gives other features of the same image each time: {remedy}")
     if pooled.dim() != 2:
         raise UserError(f"{name}: pooling {pooling} does not suit features of the shape {list(last.shape)}.")
     pooled.sum().backward()

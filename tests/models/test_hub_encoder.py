@@ -1,22 +1,31 @@
 """Encoders of transformers as backbones: what they see and give, their plans, and what is none."""
 
+import copy
 import json
+import shutil
+from types import SimpleNamespace
 
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel
+from safetensors.torch import save_file
+from transformers import AutoModel, BertConfig, BertModel, LevitConfig, Swinv2Config, ViTMAEConfig
 from transformers.models.vit.modeling_vit import ViTForImageClassification
 
 from ffc_ds.config.settings import parse_config
+from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
-from ffc_ds.models.hub_source import hub_weights, normalisation, usual_image_size
+from ffc_ds.models.hub_source import check_half_precision, hub_weights, normalisation, usual_image_size
 from ffc_ds.models.opening import load_model
 from ffc_ds.models.saving import save_backbone
 from ffc_ds.planning.backbone import count_backbone
 from ffc_ds.planning.settings import PlanSettings
-from ffc_ds.training.starting_weights import start_from_weights
-from tests.hub_models import FAMILIES, MEAN, STD, hub_model
+from ffc_ds.training.identity import identity_of
+from ffc_ds.training.starting_weights import freeze, start_from_weights
+from tests.hub_models import FAMILIES, MEAN, MLP, STD, TOKENS, hub_model
 from tests.protocol_data import tiny_model
 
 POOLED = {
@@ -109,14 +118,17 @@ def test_what_is_no_encoder_of_images(tmp_path, monkeypatch):
     BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
     tiny_model(tmp_path / "ours")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
+    odd = {"odd": {"model_type": "unheard_of"}, "timm": {"architecture": "resnet18", "pretrained_cfg": {}}}
+    for name, config in odd.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, message in {
         "bert": "type bert, which has no encoder of images",
         "ours": "backbone of ours: it is model.weights",
         "empty": "empty holds no model: config.json is missing",
         "odd": "holds no model that transformers knows",
+        "timm": "holds no model that transformers knows: .*timm",
         "nowhere": "no folder .*nowhere here",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -140,7 +152,7 @@ def test_what_an_encoder_cannot_do(tmp_path):
             build_backbone(f"hub:{folder}", 32, 16, **{override: 3 if override == "pooling" else "x"})
     weights = folder / "model.safetensors"
     weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pytorch_model.bin, a pickle, which is not read"):
+    with pytest.raises(UserError, match="pytorch_model.bin, which is not read"):
         hub_weights(f"hub:{folder}")
     weights.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -149,3 +161,80 @@ def test_what_an_encoder_cannot_do(tmp_path):
     config = parse_config(["--model.name", f"hub:{folder}"])
     with pytest.raises(UserError, match=r"(?s)does not fit: .*missing: .*layers"):
         start_from_weights(config, build_backbone(config.model.name, 32, 16), None)
+    save_file({"another.weight": torch.ones(2)}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="no tensor in its safetensors has name and shape"):
+        hub_weights(f"hub:{folder}")
+
+
+def test_weights_on_the_hub_that_are_not_fetched_are_not_taken_for_none(tmp_path, monkeypatch):
+    folder, there = hub_model(tmp_path, "vit", weights=False), ["config.json", "tf_model.h5"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _: there)
+    with pytest.raises(UserError, match=r"hub:some/vit has its weights in tf_model.h5, which is not read"):
+        hub_weights("hub:some/vit")
+    there.pop()
+    assert hub_weights("hub:some/vit") == {}
+
+
+def test_what_draws_at_random_and_what_cannot_compute_in_half_precision(tmp_path):
+    small = {"image_size": 32, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2]}
+    windows = {"image_size": 32, "embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 4}
+    for config in (
+        ViTMAEConfig(**TOKENS, **MLP, image_size=32, patch_size=8),
+        Swinv2Config(**windows),
+        LevitConfig(**small, depths=[1, 1, 1], key_dim=[8, 8, 8]),
+    ):
+        config.save_pretrained(tmp_path / config.model_type)
+    name = f"hub:{tmp_path / 'vit_mae'}"
+    with pytest.raises(UserError, match="other features of the same image each time"):
+        build_backbone(name, 32, 16)
+    check_half_precision(build_backbone(name, 32, 16, mask_ratio=0.0))
+    net = build_backbone(f"hub:{tmp_path / 'swinv2'}", 32, 16)
+    with pytest.raises(UserError, match="type swinv2 cannot compute in half precision .*same dtype"):
+        check_half_precision(net)
+    with pytest.raises(UserError, match="type swinv2 cannot compute in half precision"):
+        settings = {"backbone": f"hub:{tmp_path / 'swinv2'}", "image_size": 32, "embedding_size": 16}
+        count_backbone(PlanSettings(1e3, 1e4, 1, batch_size=4, dtype="bf16", **settings))
+    net = build_backbone(f"hub:{tmp_path / 'levit'}", 32, 16)
+    before = copy.deepcopy(net.state_dict())
+    check_half_precision(net)
+    assert net.training and all(torch.equal(value, before[each]) for each, value in net.state_dict().items())
+    freeze(net, ["encoder.*"])
+    norms = [module for module in net.encoder.modules() if "BatchNorm1d" in type(module).__name__]
+    assert norms and all(module.frozen for module in norms)
+
+
+def test_a_damaged_configuration_is_told_in_words(tmp_path):
+    net = build_backbone(f"hub:{hub_model(tmp_path / 'hub', 'vit')}", 32, 16)
+    save_backbone(net, tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    whole = json.loads(path.read_text())
+    for key, value in {
+        "image_std": [0.0, 1.0, 1.0],
+        "image_mean": [0.5],
+        "width": "x",
+        "encoder": {"model_type": "vit", "hidden_act": "unheard_of"},
+        "pooling": None,
+    }.items():
+        path.write_text(json.dumps(whole | {key: value}))
+        with pytest.raises(UserError, match=r"The backbone in .* cannot be loaded"):
+            load_model(str(tmp_path / "saved"))
+    path.write_text(json.dumps(whole | {"encoder": whole["encoder"] | {"_attn_implementation": "some/code"}}))
+    pixels = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(load_model(str(tmp_path / "saved"))(pixels).embeddings, net.eval()(pixels).embeddings)
+
+
+def test_a_run_is_of_its_encoder_wherever_that_lies(tmp_path):
+    def identity(folder, **overrides):
+        config = parse_config(["--model.name", f"hub:{folder}"])
+        module = build_backbone(config.model.name, 32, 16, **overrides)
+        engine = SimpleNamespace(module=module, optimizer_name="SGD")
+        return identity_of(config, engine, IdentityIndex(np.arange(2), np.arange(1), pa.array(["ann"])), "")
+
+    here = hub_model(tmp_path / "here", "vit")
+    there = shutil.copytree(here, tmp_path / "there")
+    assert identity(here) == identity(there)
+    assert identity(here) != identity(here, layer_norm_eps=1e-3)
+    processor = there / "preprocessor_config.json"
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | {"image_mean": [0.5] * 3}))
+    assert identity(here) != identity(there)
