@@ -38,6 +38,12 @@ def different_starts(folder):
         check_same_start(config)
     assert caught.value.shared
     config.head.name = "ffc"
+    config.model.name = f"hub:/mounts/{rank()}/dinov2"  # what lies there is compared later
+    check_same_start(config)
+    config.model.name = ("hub:dinov2", "vit")[rank()]
+    with pytest.raises(UserError, match="model.name is vit on rank 1 and hub: on rank 0"):
+        check_same_start(config)
+    config.model.name = "vit"
     with other_code(), pytest.raises(UserError, match="ffc_ds's own code is .* on rank 1 and .* on rank 0"):
         check_same_start(config)
     mine.write_text(f'{{"zero_optimization": {{"stage": {rank()}}}}}')
@@ -84,6 +90,10 @@ def test_what_may_change_is_said_and_what_only_another_head_reads_does_not_count
     now.optim.lr, now.train.steps, now.output_dir = 0.05, 9, "elsewhere"
     assert changes(asdict(before), now) == ["optim.lr 0.1 -> 0.05", "train.steps None -> 9"]
     engine = SimpleNamespace(optimizer_name="sgd", dtype=torch.float32)
+    now.data.flip = False
+    flips = [identity_of(config, engine, index("ann"), "").get("data.flip") for config in (before, now)]
+    assert flips == [None, False]
+    now.data.flip = True
     now.head.sample_rate = 0.5
     assert identity_of(before, engine, index("ann"), "") == identity_of(now, engine, index("ann"), "")
     before.head.name = now.head.name = "partial_fc"

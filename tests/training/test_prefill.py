@@ -43,12 +43,17 @@ class Net:
 
 
 def people():
-    rng, files = np.random.default_rng(0), [io.BytesIO() for _ in LABELS]
-    for file in files:
-        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(file, "PNG")
+    pixels = np.random.default_rng(0).integers(0, 256, (len(LABELS), SIDE, SIDE, 3), np.uint8)
+    return of_pixels(pixels, LABELS)
+
+
+def of_pixels(pixels, labels):
+    files = [io.BytesIO() for _ in labels]
+    for image, file in zip(pixels, files, strict=True):
+        Image.fromarray(image).save(file, "PNG")
     images = [file.getvalue() for file in files]
-    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": LABELS}), "made", "image", "label")
-    index = IdentityIndex.build(lambda: iter([pa.array(LABELS, pa.large_string())]))
+    faces = Faces(datasets.Dataset.from_dict({"image": images, "label": labels}), "made", "image", "label")
+    index = IdentityIndex.build(lambda: iter([pa.array(labels, pa.large_string())]))
     return TrainingFaces(faces, index), index, images
 
 
@@ -102,3 +107,40 @@ def test_new_identities_begin_with_the_mean_of_their_features():
             )
         for bars in (of_rank[kind][2] for of_rank in found):
             assert bars == [*range(len(bars) - 1), "done"] and len(bars) > 1
+
+
+class NormalisingNet(Net):
+    """It takes the mean of its batch away, as batch normalisation does."""
+
+    def gallery_features(self, images):
+        features = super().gallery_features(images)
+        return features - features.mean(0)
+
+
+def classes_of_many_images():
+    """8 people of 16 images each, in batches of 8. Returns their classes, and which is nearest to each image."""
+    rng = np.random.default_rng(0)
+    bases, noise = rng.integers(60, 196, (8, 1, SIDE, SIDE, 3)), rng.integers(-30, 30, (8, 16, SIDE, SIDE, 3))
+    pixels = (bases + noise).astype(np.uint8).reshape(-1, SIDE, SIDE, 3)
+    faces, index, _ = of_pixels(pixels, [name for name in "abcdefgh" for _ in range(16)])
+    config = Config(head=HEADS["full_fc"])
+    config.model.image_size = SIDE
+    head = build_head(config.head, ClassOptimConfig(), 8, DIM, MicroBatches(4, 4), CPU, 0)
+    module.CHUNK = 1 << 16
+    prefill(head, NormalisingNet(), faces, index, config, 8, iter)
+    features = NormalisingNet().gallery_features(to_input(torch.from_numpy(pixels), dtype=torch.float32))
+    return head.weights, F.normalize(features, dim=1)
+
+
+def test_a_net_that_normalises_by_its_batch_tells_people_apart():
+    found = run_ranks(2, classes_of_many_images)
+    centers, features = torch.cat([weights for weights, _ in found]), found[0][1]
+    nearest = (features @ F.normalize(centers, dim=1).T).argmax(1)
+    right = (nearest == torch.arange(8).repeat_interleave(16)).float().mean()
+    assert right > 0.9, right
+
+
+def test_no_part_of_the_images_is_much_smaller_than_the_others():
+    module.CHUNK = 10
+    chunks = module._chunks(np.array([3] * 7))
+    assert [3 * (chunk.stop - chunk.start) for chunk in chunks] == [9, 6, 6]
