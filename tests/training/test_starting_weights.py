@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from transformers import Swinv2Config
 
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import rank, world_size
@@ -225,3 +226,15 @@ def test_what_is_frozen_stays_bit_for_bit_and_so_do_all_nets_while_the_head_lear
             assert {f"{place} {key}" for place in range(3) for key in layer} <= kept, name
             others = {key for key in kept if not key.split()[1].startswith("layer1.")}
             assert not [key for key in others if key.endswith(("conv1.weight", "running_mean", "fc.weight"))], name
+
+
+def in_half_precision(folder):
+    net = build_backbone(f"hub:{folder}", 32, 16)
+    with pytest.raises(UserError, match="type swinv2 cannot compute in half precision") as caught:
+        engine_for("bf16", net)
+    return caught.value.shared
+
+
+def test_an_encoder_that_half_precision_is_not_for_is_refused_on_all_ranks(tmp_path):
+    Swinv2Config(image_size=32, embed_dim=16, depths=[1], num_heads=[2], window_size=4).save_pretrained(tmp_path)
+    assert run_ranks(2, in_half_precision, tmp_path) == [True, True]
