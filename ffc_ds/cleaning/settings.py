@@ -23,7 +23,7 @@ class CleaningConfig:
     against: PathName | None = None
     """Another such folder, of the same model: people who are in both are proposed for removal."""
     find: list[Kind] | None = None
-    """What to look for; by default everything, overlap with `against` only. Only duplicates need all pairs of images."""
+    """What to look for; by default everything, overlap with `against` only. Only duplicates need all pairs."""
     belongs: float = 0.5
     """Least cosine of an image with the center of its identity's other images. One below it, and at least so near to
     another identity's center, is proposed for that one."""
