@@ -71,27 +71,25 @@ def read_phases(path: Path) -> list[list[str]]:
     for number, own in enumerate(lists, 1):
         if twice := sorted(OURS & own.keys()):
             raise UserError(f"phase {number} has {twice[0]}, which is not its own: it is the run in phase-{number}.")
-        config = own.get("config", told.get("config"))
         folder = str(Path(told["output_dir"], f"phase-{number}"))
         handed_on = {} if before is None else dict.fromkeys(HANDED_ON, before)
-        settings = {"config": config} if config else {}  # the first word, so that all else overrules it
-        settings |= {"output_dir": folder, "resume": "auto"} | handed_on
-        settings |= {name: value for name, value in own.items() if name != "config"}
-        phases.append([word for name, value in settings.items() for word in (f"--{name}", as_word(value))])
+        # config comes first, also one of the phase's own, so that all else overrules it
+        settings = {"config": told.get("config"), "output_dir": folder, "resume": "auto"} | handed_on | own
+        phases.append([word for setting in settings.items() if setting != ("config", None) for word in words(*setting)])
         before = folder
     return phases
 
 
-def as_word(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def words(name: str, value) -> tuple[str, str]:
+    return f"--{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def understood(phases: list[list[str]]) -> list[Config]:
     """The settings of phases by their command lines. Raises UserError for what would be refused later, after days."""
     configs: dict[str, Config] = {}
-    for number, words in enumerate(phases, 1):
+    for number, settings in enumerate(phases, 1):
         try:
-            config = parse_config(words)
+            config = parse_config(settings)
             check(config, configs)
         except UserError as error:
             raise UserError(f"phase {number}: {error}") from None

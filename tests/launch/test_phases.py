@@ -87,16 +87,17 @@ def test_each_begins_with_the_one_before_and_a_stop_is_no_end(phases, tmp_path, 
 
 def test_a_phase_is_where_its_settings_say_whatever_they_come_from(phases, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    own = tmp_path / "own.yaml"
+    own, common = tmp_path / "own.yaml", tmp_path / "common.yaml"
+    common.write_text("head:\n  scale: 16\n")
     own.write_text("output_dir: elsewhere\nresume: latest\nhead:\n  scale: 12\n  weights: other\n")
     phases.ends = [finished, finished, finished]
-    path = write(tmp_path, output_dir="~/ph", phases=[{}, {"head.name": "full_fc", "config": str(own)}, {}])
-    assert phases.main([path]) == 0
+    three = [{}, {"head.name": "full_fc", "config": str(own)}, {"config": None}]
+    assert phases.main([write(tmp_path, output_dir="~/ph", config=str(common), phases=three)]) == 0
     folders = [str(tmp_path / "ph" / f"phase-{number}") for number in (1, 2, 3)]
     found = [config for _, config in phases.ran]
     assert [config.output_dir for config in found] == folders
     assert [config.head.weights for config in found] == [None, *folders[:2]]
-    assert [config.head.scale for config in found] == [None, 12, None] and found[1].resume == "auto"
+    assert [config.head.scale for config in found] == [16, 12, None] and found[1].resume == "auto"
 
 
 def test_the_example_in_its_help_is_understood(phases, tmp_path, capsys):
