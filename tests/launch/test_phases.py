@@ -89,7 +89,7 @@ def test_a_phase_is_where_its_settings_say_whatever_they_come_from(phases, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))
     own, common = tmp_path / "own.yaml", tmp_path / "common.yaml"
     common.write_text("head:\n  scale: 16\n")
-    own.write_text("output_dir: elsewhere\nresume: latest\nhead:\n  scale: 12\n  weights: other\n")
+    own.write_text(f"output_dir: {tmp_path}/elsewhere\nresume: latest\nhead:\n  scale: 12\n  weights: other\n")
     phases.ends = [finished, finished, finished]
     three = [{}, {"head.name": "full_fc", "config": str(own)}, {"config": None}]
     assert phases.main([write(tmp_path, output_dir="~/ph", config=str(common), phases=three)]) == 0
