@@ -32,9 +32,9 @@ Messages between ranks are not counted. Cells with "-" were measured without the
 Times are medians over the repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that
 of one rank in its first steps; of the head is what the process did not hold before there was a head. `plain` is a dense
 softmax by autograd. A step takes some milliseconds whatever it compares with (more on several ranks, which wait for
-messages), so ratios of a few thousand columns say little. Products here are done at once, heads go block by block, which
-the cache rewards: with many columns the ratio can be below 1. Where others use the machine too, the products show how
-fast it was at the time."""
+messages), so ratios of a few thousand columns say little. Products here are done at once, heads go block by block,
+which the cache rewards: with many columns the ratio can be below 1. Where others use the machine too, the products show
+how fast it was at the time."""
 
 Count = restricted_number_type("Count", float, (">=", 1), docstring="A number, written 1e6 or 1000000.")
 
