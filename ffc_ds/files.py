@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ffc_ds.errors import UserError
@@ -12,7 +12,8 @@ from ffc_ds.errors import UserError
 def written_aside(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder to, which takes the name `target` only if all went well.
 
-    Raises UserError if `target` exists already or cannot be written; whatever goes wrong, nothing is left behind.
+    Raises UserError if `target` exists already or cannot be written; whatever goes wrong, nothing is left behind
+    that can be removed.
     """
     if target.exists():
         raise UserError(f"{target} exists already: remove it, or choose another output.")
@@ -25,7 +26,8 @@ def written_aside(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
     finally:
-        _remove(aside)
+        with suppress(OSError):  # what went wrong matters more; the next attempt removes it
+            _remove(aside)
 
 
 def _remove(path: Path) -> None:

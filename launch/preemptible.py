@@ -3,8 +3,9 @@
 python launch/preemptible.py [--code N] deepspeed launch/train.py --config launch/recipes/lfw.yaml [...]
 
 DeepSpeed's own launcher is two processes. The first passes nothing on; the second gives ranks half a minute, kills what
-is left, and reports an error. Here neither sees the signal: SIGTERM, SIGUSR1 and Ctrl-C go to the ranks alone, and the
-exit code is theirs; with --code N it is N where a run was stopped and has saved itself, for what starts it again.
+is left, and reports an error. Here neither sees the signal: SIGTERM, SIGUSR1 and Ctrl-C go to the ranks alone, and so
+does SIGTERM if the terminal is closed. The exit code is theirs; with --code N it is N where a run was stopped and has
+saved itself, for what starts it again.
 """
 
 import os
@@ -27,7 +28,8 @@ def ranks() -> list[psutil.Process]:
 
 
 def main(command: list[str], saved: int) -> int:
-    """Run `command` to its end. Returns its exit code, or `saved` if it was asked to stop and ended well."""
+    """Run `command` to its end. Returns its exit code, or `saved` if it was asked to stop and ended well. Signals are
+    then what they were, but for SIGUSR1, which is ignored."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the launcher inherits this; the ranks see to it themselves
     # A session of its own, because Ctrl-C reaches all processes of that of the terminal.
     launcher = subprocess.Popen(command, start_new_session=True)
@@ -38,13 +40,17 @@ def main(command: list[str], saved: int) -> int:
         there = ranks()
         for process in there:
             with suppress(psutil.Error):
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
         if not there:
-            os.killpg(launcher.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, pass_on)
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    numbers += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # as nohup has it
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     code = launcher.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if code == 0 and asked:
         return saved
     return code if code >= 0 else 128 - code

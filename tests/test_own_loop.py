@@ -114,8 +114,10 @@ def run_page():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     images, labels = torch.randn(2, 24, 16), torch.randint(0, 1000, (2, 24))
     page = {"device": torch.device("cpu"), "net": net, "optimizer": optimizer, "images": images, "labels": labels}
-    page |= {"world_size": world_size(), "one_image_of": lambda identities: torch.ones(len(identities), 16)}
+    asked = []
+    page |= {"world_size": world_size(), "one_image_of": lambda part: asked.append(part) or torch.ones(len(part), 16)}
     exec("\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)), page)
+    assert torch.cat(asked).tolist() == list(range(1000)) and max(map(len, asked)) <= 256
     return page["loss"].item(), page["softmax"].value.item(), page["head"].checksum()
 
 
@@ -132,11 +134,30 @@ def test_the_code_of_the_page_runs():
         ({"name": "full_fc", "scale": -1}, "head.scale is -1.0; it must be above 0"),
         ({"name": "ffc", "preset": "f2c", "group_size": 3}, "head.group_size is 3, but head.preset f2c stands for 2"),
         ({"name": "ffc", "pool": "lru", "pool_size": 8}, "a global view of 12 images"),
+        ({"name": "full_fc", "weights": "runs/a"}, "head.weights is for the trainer"),
+        ({"name": "full_fc", "init": "features"}, "head.init is for the trainer"),
+        ({"name": "ffc", "gallery_momentum": 0.99}, "the third argument of head.loss"),
+        ({"name": "ffc", "identities": 0}, "identities is 0; it must be a whole number above 0"),
+        ({"name": "full_fc", "identities": -5}, "identities is -5"),
+        ({"name": "metric", "dim": 0}, "dim is 0"),
+        ({"name": "full_fc", "dim": -1}, "dim is -1"),
+        ({"name": "ffc", "rows": 0}, "rows is 0"),
+        ({"name": "ffc", "rows": None}, "rows is None"),
+        ({"name": "virtual_fc", "in_batch": 0}, "in_batch is 0"),
+        ({"name": "ffc", "accumulation": 0}, "accumulation is 0"),
+        ({"name": "ffc", "accumulation": 1.5}, "accumulation is 1.5"),
+        ({"name": "ffc", "device": "cdua"}, "device is cdua, which cannot be used"),
     ],
 )
 def test_what_is_no_head_is_said(wrong, reason):
     with pytest.raises(UserError, match=reason):
-        heads.build(identities=IDENTITIES, dim=DIM, rows=ROWS, **wrong)
+        heads.build(**{"identities": IDENTITIES, "dim": DIM, "rows": ROWS} | wrong)
+
+
+def test_what_the_trainer_reads_may_say_nothing():
+    told = {"weights": None, "init": "random", "gallery_momentum": 0.0}
+    assert heads.build("ffc", np.int64(IDENTITIES), DIM, ROWS, **told).classes == IDENTITIES
+    assert heads.build("ffc", IDENTITIES, DIM, ROWS, preset="f2c", pool_size=20).capacity == 20
 
 
 PRODUCT = (

@@ -15,27 +15,26 @@ from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import DPI
 
 COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms"]
-COLUMNS += ["products, ms", "moving, ms", "floor, ms", "ratio", "peak, GiB", "of the head, GiB"]
+COLUMNS += ["products, ms", "x products", "moving, ms", "x floor", "peak, GiB", "of the head, GiB"]
 HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc", "ffc_lru")
 ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
 features of 512 numbers and random labels: 64 rows a rank (`ffc_lru`, which is `ffc` with `head.pool lru`: two views of
 128, K = 3, the pool full).
 
-The floor is the matrix products that the same step cannot do without, measured in turn with it, and the time to move
-what must be read and written beside them, at the rate of a large copy, measured in turn too. The products read the
-class weights and write logits and gradient within their own time. Beside them are counted, in rows of 512 numbers:
-`plain`, `full_fc`, `virtual_fc` 4 a column (weights and momentum read and written by the update), `partial_fc` 6 (rows
-gathered: read and written; then the same update), `ffc` 2 a column (gathered) and 2 a row of the batch (its center read
-and written), `ffc_lru` 4 a row of the batch (its feature goes into the pool in both passes). Messages between ranks are
-not counted. A cell with "-" is of a time when only the products were measured.
+*Products* are the matrix products that the same step cannot do without, measured in turn with it; the *floor* is these
+and the time to move what must be read and written beside them, at the rate of a large copy, measured in turn too. The
+products read the class weights and write logits and gradient within their own time. Beside them are counted, in rows of
+512 numbers: `plain`, `full_fc`, `virtual_fc` 4 a column (weights and momentum read and written by the update),
+`partial_fc` 6 (rows gathered: read and written; then the same update), `ffc` 2 a column (gathered) and 2 a row of the
+batch (its center read and written), `ffc_lru` 4 a row of the batch (its feature goes into the pool in both passes).
+Messages between ranks are not counted. Cells with "-" were measured without the copy.
 
-Times are medians over the
-repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that of one rank in its first
-steps; of the head is what the process did not hold before there was a head. `plain` is a dense softmax by autograd.
-A step takes some milliseconds whatever it compares with (more on several ranks, which wait for messages), so ratios
-of a few thousand columns say little. The floor does each product at once, heads go block by block, which the cache
-rewards: with many columns the ratio can be below 1. Where others use the machine too, the floor shows how fast it was
-at the time."""
+Times are medians over the repetitions, of the slowest rank, and the ratio is the median of theirs. Peak memory is that
+of one rank in its first steps; of the head is what the process did not hold before there was a head. `plain` is a dense
+softmax by autograd. A step takes some milliseconds whatever it compares with (more on several ranks, which wait for
+messages), so ratios of a few thousand columns say little. Products here are done at once, heads go block by block,
+which the cache rewards: with many columns the ratio can be below 1. Where others use the machine too, the products show
+how fast it was at the time."""
 
 Count = restricted_number_type("Count", float, (">=", 1), docstring="A number, written 1e6 or 1000000.")
 
@@ -130,14 +129,15 @@ def _row(cell: dict) -> list[str]:
     about = [_system(cell), str(cell["ranks"]), f"{cell['identities']:,}"]
     if "skipped" in cell:
         return [*about, "", cell["skipped"], *[""] * (len(COLUMNS) - 5)]
-    times = [cell["step_ms"], cell["step_ms"] / cell["images"]]
-    if new := "products_ms" in cell:
-        times += [cell["products_ms"], cell["moving_ms"], cell["floor_ms"]]
-    else:
-        times += [cell["floor_ms"], None, None]
-    times = ("-" if time is None else f"{time:,.{0 if time >= 100 else 1 if time >= 1 else 2}f}" for time in times)
-    ratio = f"{cell['ratio']:.2f}" if new else "-"
-    return [*about, f"{cell['columns']:,}", *times, ratio, *(f"{cell[key]:.2f}" for key in ("peak_gib", "own_gib"))]
+    times = ["step_ms", "image_ms", "products_ms", "products_ratio", "moving_ms", "ratio", "peak_gib", "own_gib"]
+    cell = cell | {"image_ms": cell["step_ms"] / cell["images"]}
+    return [*about, f"{cell['columns']:,}", *(_number(key, cell.get(key)) for key in times)]
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if not key.endswith("_ms") else f"{value:,.{0 if value >= 100 else 1 if value >= 1 else 2}f}"
 
 
 def _rates(cells: list[dict]) -> list[str]:

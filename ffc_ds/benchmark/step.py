@@ -69,7 +69,10 @@ def run_step(
     for size, world, head in product(sorted(sizes), ranks, heads):
         cell = StepCell(head, round(size), world, dtype, head_dtype, device, *net, compile == "on")
         path = folder / f"{cell.name}.json"
-        if device == "cuda" and world > torch.cuda.device_count() or not again and _is_there(path):
+        if not again and _is_there(path):
+            continue
+        if device == "cuda" and world > torch.cuda.device_count():
+            print(f"{world} ranks: there are not so many GPUs here", flush=True)
             continue
         measure_in_processes(cell, repeats, minutes, path, about)
         print(summary(json.loads(path.read_text())), flush=True)

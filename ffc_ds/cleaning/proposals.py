@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         "score": pa.float32(),
         "own": pa.float32(),
         "accepted": pa.bool_(),
+        "content": pa.string(),
     }
 )
 
@@ -69,6 +70,7 @@ class Proposals(NamedTuple):
         columns = [pa.array([self.kind] * len(self.image), pa.string()), of.names(self.identity)]
         columns += [other.names(self.other_identity), row, path, other_row, other_path, pa.array(self.score)]
         columns += [pa.array(self.own, from_pandas=True), pa.array(np.ones(len(self.image), bool))]
+        columns.append(pa.array([(of.embeddings.about or {}).get("content")] * len(self.image), pa.string()))
         return pa.table([column.cast(kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
 
@@ -81,18 +83,17 @@ def find_proposals(
         return search.run(scratch / desc.replace(" ", "_"), device, desc)
 
     everybody = Vectors(of.center, np.arange(len(of.nearest)))
-    parents = everybody.numbers
-    if {"merge", "mislabelled"} & set(config.find):
+    parents = everybody.numbers  # the identity that each ends in
+    if "merge" in config.find:
         merges, parents = _merges(config, of, run)
-        if "merge" in config.find:
-            yield merges
+        yield merges
     if {"mislabelled", "stranger"} & set(config.find):
         for each in _wrong_images(config, of, everybody, parents, run):
             if each.kind in config.find:
                 yield each
     if "duplicate" in config.find:
         yield _duplicates(config, of, run)
-    if against is not None and "overlap" in config.find:
+    if against is not None:
         theirs = Vectors(against.center, np.arange(len(against.nearest)))
         found = run(Search(everybody, theirs, config.same_person), "look for people of the other set")
         identities = _clearest(found.cosine)

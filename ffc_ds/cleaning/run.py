@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffc_ds.cleaning.pictures import draw_proposals
-from ffc_ds.cleaning.proposals import Set, find_proposals
+from ffc_ds.cleaning.proposals import Proposals, Set, find_proposals
 from ffc_ds.cleaning.settings import CleaningConfig
 from ffc_ds.cleaning.vectors import Embeddings
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.opening import load_faces
-from ffc_ds.distributed import first_rank_first, join_launcher, rank, together
+from ffc_ds.distributed import broadcast_object, first_rank_first, join_launcher, rank, together
 from ffc_ds.errors import UserError
 from ffc_ds.files import written_aside
 from ffc_ds.progress import say
@@ -28,12 +29,13 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
 def clean(config: CleaningConfig) -> None:
     """Write proposals.parquet, summary.json and, where pictures can be had, proposals.png to `config.output_dir`.
 
-    All ranks of the launcher search together, or this process alone. Vectors lie in files below the output folder,
-    which all ranks must see; each process takes some 50 bytes of memory an image beside its blocks.
+    All ranks of the launcher search together, or this process alone. Vectors lie in files below the output folder that
+    all ranks map, so they are on one host; each process takes some 50 bytes of memory an image beside its blocks.
 
     Raises UserError (shared) for what cannot be used.
     """
     device = join_launcher()
+    _check_one_host()
     begin, target = time.monotonic(), Path(config.output_dir)
     faces = None
     if config.data is not None:
@@ -48,11 +50,29 @@ def clean(config: CleaningConfig) -> None:
             others = Embeddings(config.against, scratch / "other_embeddings")
             together(lambda: _check_comparable(embeddings, others))
             against = Set.read(others, config.belongs, scratch / "other_centers", device)
-        tables = {}
-        for found in find_proposals(config, of, against, scratch, device):
-            other = against if found.kind == "overlap" else of
-            tables[found.kind] = found.table(of, other) if rank() == 0 else None
-        together(lambda: _write(config, of, tables, faces, scratch, begin) if rank() == 0 else None)
+        found = list(find_proposals(config, of, against, scratch, device))
+        together(lambda: _write(config, of, against, found, faces, scratch, begin) if rank() == 0 else None)
+
+
+def _check_one_host() -> None:
+    """What a rank writes to a mapped file reaches those of its own host alone."""
+    first, own = broadcast_object(_host()), _host()
+
+    def check() -> None:
+        if own != first:
+            raise UserError(
+                f"rank {rank()} is on {socket.gethostname()}, which is not the host of rank 0: clean.py works on one "
+                "host, with all of its GPUs or cores"
+            )
+
+    together(check)
+
+
+def _host() -> str:
+    """Another one on each host, the same in all its containers."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    return socket.gethostname()
 
 
 def _scratch(stack: ExitStack, target: Path) -> Path:
@@ -80,10 +100,16 @@ def _check_comparable(embeddings: Embeddings, others: Embeddings) -> None:
 
 
 def _write(
-    config: CleaningConfig, of: Set, tables: dict[str, pa.Table], faces: Faces | None, scratch: Path, begin: float
+    config: CleaningConfig,
+    of: Set,
+    against: Set | None,
+    found: list[Proposals],
+    faces: Faces | None,
+    scratch: Path,
+    begin: float,
 ) -> None:
     folder, embeddings = scratch.parent, of.embeddings
-    shutil.rmtree(scratch)
+    tables = {each.kind: each.table(of, against if each.kind == "overlap" else of) for each in found}
     pq.write_table(pa.concat_tables(tables.values()), folder / "proposals.parquet")
     drawn = draw_proposals(tables, faces, config.pictures, folder / "proposals.png")
     known = of.centers.own[~np.isnan(of.centers.own)]
@@ -97,10 +123,12 @@ def _write(
         "seconds": round(time.monotonic() - begin, 1),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    shutil.rmtree(scratch, ignore_errors=True)  # NFS keeps files that others still map, and the results shall stay
     shown = ", ".join(f"{value:.2f} ({float(share):.0%})" for share, value in cosines.items())
     say(f"{len(embeddings):,} images of {embeddings.index.identities:,} identities")
     say(f"cosine with the center of the others of its identity (share of images below): {shown}")
     for kind, table in tables.items():
         say(f"{kind:<12} {len(table):,}")
-    without = ", without pictures: --data says where the images are" if any(map(len, tables.values())) else ""
-    say(f"proposals in {config.output_dir}{'' if drawn else without}")
+    wanted = config.pictures and any(map(len, tables.values()))
+    without = ", without pictures: --data says where the images are" if wanted and not drawn else ""
+    say(f"proposals in {config.output_dir}{without}")

@@ -36,9 +36,9 @@ class Vectors(NamedTuple):
     def part(self, start: int, stop: int) -> Tensor:
         return self.unit(self.numbers[start:stop])
 
-    def sample(self) -> Tensor:
-        """At most SAMPLE of them, float32."""
-        return self.unit(self.numbers[:: -(-len(self.numbers) // SAMPLE)])
+    def sample(self, most: int) -> Tensor:
+        """At most so many of them, evenly from the first to the last, float32."""
+        return self.unit(self.numbers[:: -(-len(self.numbers) // most)])
 
 
 class Found(NamedTuple):
@@ -123,10 +123,10 @@ def _basis(search: Search) -> Tensor | None:
     keys, least, block = search.keys, search.least, search.block
     if len(keys.numbers) <= block:
         return None
-    sample, others = keys.sample(), search.queries.sample()[:block]
+    sample = keys.sample(SAMPLE).double()
     dim = sample.shape[1]
-    directions = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)
-    sample = sample[:: -(-len(sample) // block)]
+    directions = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1).float()
+    others, sample = search.queries.sample(block), keys.sample(block)
     unlike = others @ sample.T < least
     costs = {dim: float(dim)}
     for width in (each for each in WIDTHS if each < dim):
@@ -143,8 +143,8 @@ def _project(vectors: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return vectors
     inside = vectors @ basis
-    rest = (1 - inside.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
-    return torch.cat([inside, rest], dim=1)
+    rest = vectors - inside @ basis.T  # 1 - |inside|^2 would have few digits left where it is small
+    return torch.cat([inside, rest.norm(dim=1, keepdim=True)], dim=1)
 
 
 def _project_all(keys: Vectors, basis: Tensor | None, scratch: Path, block: int) -> Tensor:

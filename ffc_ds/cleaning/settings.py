@@ -1,13 +1,14 @@
 """The settings of `launch/clean.py`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ffc_ds.config.command_line import make_parser, read_settings
 from ffc_ds.config.paths import PathName
 from ffc_ds.errors import shared
 
 Kind = Literal["mislabelled", "stranger", "merge", "duplicate", "overlap"]
+KINDS: tuple[str, ...] = get_args(Kind)
 COSINES = ("belongs", "stranger", "same_person", "same_image")
 
 
@@ -21,8 +22,8 @@ class CleaningConfig:
     """New folder to write."""
     against: PathName | None = None
     """Another such folder, of the same model: people who are in both are proposed for removal."""
-    find: list[Kind] = field(default_factory=lambda: ["mislabelled", "stranger", "merge", "duplicate", "overlap"])
-    """What to look for. Only duplicates need every pair of images."""
+    find: list[Kind] | None = None
+    """What to look for; by default everything, overlap with `against` only. Only duplicates need all pairs."""
     belongs: float = 0.5
     """Least cosine of an image with the center of its identity's other images. One below it, and at least so near to
     another identity's center, is proposed for that one."""
@@ -59,6 +60,8 @@ def parse_settings(arguments: list[str]) -> CleaningConfig:
         raise shared(f"stranger is {config.stranger}, above belongs {config.belongs}: no image could be in between.")
     if config.pictures < 0:
         raise shared(f"pictures is {config.pictures}; it must not be below 0.")
-    if not config.find or (config.find == ["overlap"] and config.against is None):
-        raise shared(f"find is {config.find}: name what to look for, and for overlap the other set with --against.")
+    if config.find is None:
+        config.find = [kind for kind in KINDS if kind != "overlap" or config.against is not None]
+    if not config.find or ("overlap" in config.find) != (config.against is not None):
+        raise shared(f"find is {config.find}: name what to look for, and overlap if and only if --against is given.")
     return config

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +41,24 @@ def shared_array(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     return torch.from_file(str(path), shared=True, size=length, dtype=dtype).view(shape)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises UserError, naming the file, where it is damaged or gone."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split()):.200})") from None
+
+
 class _File(NamedTuple):
     path: Path
     start: int
     """Its first image."""
     rows: int
+
+    def batches(self, column: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with _reading(self.path):
+            yield from pq.ParquetFile(self.path).iter_batches(rows, columns=[column])
 
 
 class Embeddings:
@@ -84,14 +98,15 @@ class Embeddings:
         for file in self._files:
             own = wanted[(wanted >= file.start) & (wanted < file.start + file.rows)] - file.start
             if len(own):
-                kept.append(pq.read_table(file.path, columns=["row", "path"]).take(own).cast(kept[0].schema))
+                with _reading(file.path):
+                    kept.append(pq.read_table(file.path, columns=["row", "path"]).take(own).cast(kept[0].schema))
         found = pa.concat_tables(kept)
         places = pa.array(np.searchsorted(wanted, images), mask=images < 0)
         return tuple(found[name].combine_chunks().take(places) for name in ("row", "path"))
 
     def _names(self) -> Iterator[pa.Array]:
         for file in self._files:
-            for batch in pq.ParquetFile(file.path).iter_batches(1 << 20, columns=["name"]):
+            for batch in file.batches("name", 1 << 20):
                 names = batch.column(0)
                 if names.null_count:
                     raise UserError(f"{file.path} has images without a name: give a folder that embed.py wrote")
@@ -99,7 +114,7 @@ class Embeddings:
 
     def _copy(self, file: _File) -> None:
         place = file.start
-        for batch in pq.ParquetFile(file.path).iter_batches(READ, columns=["embedding"]):
+        for batch in file.batches("embedding", READ):
             values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             if len(values) != len(batch) * self.dim or not np.isfinite(values).all():
                 raise UserError(f"{file.path} has embeddings that are missing or not finite: make it anew")
@@ -118,11 +133,8 @@ def _looked_at(folder: Path) -> tuple[list[_File], int, torch.dtype, dict[str, A
         raise UserError(f"{folder} {state}: the same embed.py command as before goes on and finishes it")
     files, kinds, start = [], {}, 0
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, rows = file.schema_arrow, file.metadata.num_rows
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read ({' '.join(str(error).split()):.200})") from None
+        with _reading(path), pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
         dim, dtype = _kind(path, schema)
         kinds.setdefault((dim, dtype, (schema.metadata or {}).get(ABOUT)), path)
         files.append(_File(path, start, rows))

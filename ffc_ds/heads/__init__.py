@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import psutil
@@ -13,6 +14,11 @@ from ffc_ds.distributed import together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 
+OF_TRAINER = {  # settings of a head that the trainer reads, and what there is in their place
+    "weights": "head.take_rows",
+    "init": "head.prefill",
+    "gallery_momentum": "the third argument of head.loss",
+}
 STATES = {"sgd": 1, "adamw": 2}  # tensors of the shape of the class weights that an optimizer keeps
 
 
@@ -46,12 +52,33 @@ def build(
     micro-batches of a step; device: of features and class state; class_optim, settings: fields of
     `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
 
-    Raises UserError on all ranks for a setting that is none or out of bounds, and as `build_head` does.
+    Raises UserError on all ranks for a setting that is none, out of bounds, or only for the trainer, for numbers that
+    are no counts, for a device that is not there, and as `build_head` does.
     """
-    given = {"name": name} | settings
-    config, optim = together(lambda: head_config(given, dict(class_optim or {})))
+    counts = {"identities": identities, "dim": dim, "rows": rows, "accumulation": accumulation}
+    counts |= {} if in_batch is None else {"in_batch": in_batch}
+
+    def check() -> tuple[HeadConfig, ClassOptimConfig, torch.device]:
+        for what, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise UserError(f"{what} is {count!r}; it must be a whole number above 0.")
+        config, optim = head_config({"name": name} | settings, dict(class_optim or {}))
+        for key, instead in OF_TRAINER.items():
+            if getattr(config, key) != getattr(HeadConfig, key) and key in settings:
+                raise UserError(f"head.{key} is for the trainer and would do nothing here; there is {instead}.")
+        return config, optim, _usable(device)
+
+    config, optim, place = together(check)
     batches = MicroBatches(rows, in_batch or 2 * rows, accumulation)
-    return build_head(config, optim, identities, dim, batches, torch.device(device), seed)
+    return build_head(config, optim, identities, dim, batches, place, seed)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device is {device}, which cannot be used: {reason}") from None
 
 
 def build_head(

@@ -11,6 +11,7 @@ from typing import Any
 from xxhash import xxh3_64
 
 import ffc_ds
+from ffc_ds.config.comparison import PATHS, flat
 from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
@@ -21,8 +22,6 @@ from ffc_ds.models.hub_source import PREFIX
 from ffc_ds.training.engine import Engine
 from ffc_ds.training.report import versions
 
-# What may be called otherwise on another host.
-PATHS = {"output_dir", "deepspeed", "resume", "data.train", "eval.bin", "model.weights", "head.weights"}
 OWN = {"device"}  # not every host of a cluster has the same
 
 
@@ -70,19 +69,3 @@ def check_same_state(engine: Engine, head: Head, done: int) -> None:
     others: nothing of the run can be trusted from there on."""
     same_everywhere(head.checksum(), f"the class state after step {done}")
     same_everywhere(engine.checksum(), f"the weights of the backbone after step {done}")
-
-
-def changes(before: dict, config: Config) -> list[str]:
-    """The settings of a run that goes on which are not those that it had (`asdict` of its Config)."""
-    earlier, now = flat(before), flat(asdict(config))
-    different = sorted(key for key in earlier.keys() & now.keys() - PATHS if earlier[key] != now[key])
-    return [f"{key} {earlier[key]} -> {now[key]}" for key in different]
-
-
-def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key; what a setting itself holds stays whole."""
-    found = {}
-    for name, value in settings.items():
-        inside = isinstance(value, dict) and not prefix
-        found |= flat(value, f"{name}.") if inside else {f"{prefix}{name}": value}
-    return found

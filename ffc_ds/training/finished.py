@@ -1,4 +1,4 @@
-"""Whether a run has ended by itself."""
+"""Whether a run has ended by itself, or was stopped."""
 
 from pathlib import Path
 
@@ -7,12 +7,16 @@ from ffc_ds.errors import UserError
 
 
 def is_finished(run: Path) -> bool:
-    """Whether such a run lies in this folder; one that was stopped has results, too, which say so."""
-    path = run / "results.json"
+    """Whether a run that came to its end lies in this folder; one that was stopped has results, too, which say so."""
+    return (run / "results.json").exists() and not was_stopped(run)
+
+
+def was_stopped(run: Path) -> bool:
+    """Whether a run lies there that was asked to stop, has saved itself, and can go on."""
     try:
-        return path.exists() and not read_json(path).get("preempted")
+        return bool(read_json(run / "results.json").get("preempted"))
     except (UserError, AttributeError):  # whatever it is, it is not to be overwritten
-        return True
+        return False
 
 
 def steps_of_finished(run: Path) -> int | None:

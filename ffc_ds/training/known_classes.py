@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from ffc_ds.config.comparison import check_handing_on
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import all_gather, broadcast_object, rank, shard_bounds, to_device, together, world_size
@@ -88,30 +89,13 @@ def _checkpoint(given: Path) -> Path:
 def _source(folder: Path, config: Config) -> Source:
     """Raises UserError if this checkpoint has no classes that could be taken over."""
     about = read_about(folder)
-    identity = about["identity"]
-    name, pool = identity.get("head.name"), identity.get("head.pool")
-    if name not in ("full_fc", "partial_fc") and (name, pool) != ("ffc", "drawn"):
-        of = f"head.name {name}" + (f" with head.pool {pool}" if name == "ffc" else "")
-        raise UserError(
-            f"head.weights: {folder} is of a run with {of}, which keeps nothing of single identities that another run "
-            "could go on with. full_fc, partial_fc and ffc with head.pool drawn do; leave head.weights out."
-        )
-    for key, own in {
-        "model.embedding_size": config.model.embedding_size,
-        "head.sub_centers": _sub_centers(config),
-    }.items():
-        if (there := identity.get(key, 1)) != own:
-            raise UserError(f"head.weights: {key} is {there} in {folder} and {own} here. It must be the same.")
+    check_handing_on(str(folder), about["identity"], config)
     if not (folder / IDENTITIES).is_file():
         raise UserError(
             f"head.weights: {folder} has no {IDENTITIES}, it is of an earlier version. Copy the one in the folder of "
             "its run there."
         )
-    return Source(folder, name == "ffc", about.get("config", {}).get("data", {}).get("train"))
-
-
-def _sub_centers(config: Config) -> int:
-    return 1 if config.head.name == "ffc" else config.head.sub_centers
+    return Source(folder, about["identity"]["head.name"] == "ffc", about.get("config", {}).get("data", {}).get("train"))
 
 
 def _find(own: pa.Array, source: Source, config: Config) -> np.ndarray:

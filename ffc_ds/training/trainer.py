@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
+from ffc_ds.config.comparison import changes
 from ffc_ds.config.settings import Config, save_config
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.batch_checks import check_batches, check_memory_of_workers
@@ -19,7 +20,7 @@ from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint, checkpoints
-from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
+from ffc_ds.training.agreement import agreed_identities, check_same_start, check_same_state
 from ffc_ds.training.compilation import is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.data_watch import DataWatch

@@ -1,17 +1,22 @@
 """All that is proposed for made-up people against a slow reference, and against what was planted."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ffc_ds.cleaning import run as module
 from ffc_ds.cleaning.run import clean
 from ffc_ds.cleaning.settings import parse_settings
+from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 from tests.cleaning.sets import people, unit, write_set
 from tests.launched import train_ranks
+from tests.ranks import run_ranks
 
 BELONGS, STRANGER, SAME_PERSON, SAME_IMAGE = 0.5, 0.2, 0.7, 0.98
 
@@ -82,8 +87,8 @@ def best_before(order, vectors, least):
     return found
 
 
-def reference(names, vectors, others=None):
-    """{kind: {identity or image: what it is proposed for}}."""
+def reference(names, vectors, others=None, joined=True):
+    """{kind: {identity or image: what it is proposed for}}; `joined` if merges are looked for, too."""
     vectors = vectors.astype(np.float64)
     found, own, agreeing = centers(names, vectors)
     identities = np.array(sorted(found))
@@ -92,7 +97,7 @@ def reference(names, vectors, others=None):
     merges = best_before(np.argsort(-sizes, kind="stable").tolist(), matrix, SAME_PERSON)
 
     def end(identity):
-        return end(merges[identity]) if identity in merges else identity
+        return end(merges[identity]) if joined and identity in merges else identity
 
     mislabelled, stranger = {}, {}
     for image in np.flatnonzero(own < BELONGS):
@@ -170,11 +175,46 @@ def run(*line):
     clean(parse_settings([*map(str, line)]))
 
 
-def test_only_what_is_asked_for_is_looked_for(sets, tmp_path):
-    folder, ours, *_ = sets
-    run("--embeddings", folder / "train", "--output_dir", tmp_path / "out", "--find", "[mislabelled,stranger]")
-    expected = reference(*ours)
+def test_only_what_is_asked_for_is_looked_for(sets, tmp_path, capsys):
+    folder, ours, _, truth = sets
+    line = ["--embeddings", folder / "train", "--output_dir", tmp_path / "out", "--find", "[mislabelled,stranger]"]
+    run(*line, "--pictures", "0")
+    expected = reference(*ours, joined=False)
     assert found_in(tmp_path / "out") == {kind: expected[kind] for kind in ("mislabelled", "stranger")}
+    assert truth["beyond"] in expected["mislabelled"]  # nobody says that its people are one
+    assert "without pictures" not in capsys.readouterr().out
+
+
+def test_results_are_there_though_scratch_cannot_be_removed(sets, tmp_path, monkeypatch, capsys):
+    folder, *_ = sets
+    whole = os.rmdir
+
+    def rmdir(path, **how):
+        if str(path).endswith("scratch"):
+            raise OSError(errno.ENOTEMPTY, "as on NFS, while a file in it is mapped")
+        whole(path, **how)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    run("--embeddings", folder / "train", "--output_dir", tmp_path / "out", "--find", "[stranger]")
+    assert {"proposals.parquet", "summary.json"} < {path.name for path in (tmp_path / "out").iterdir()}
+    assert "without pictures: --data" in capsys.readouterr().out
+
+
+def on_another_host(line):
+    own = module._host()
+    module._host = lambda: own if rank() == 0 else "another"
+    try:
+        run(*line)
+    except UserError as error:
+        return error.shared, str(error)
+
+
+def test_several_hosts_are_refused(sets, tmp_path):
+    folder, *_ = sets
+    line = ["--embeddings", folder / "train", "--output_dir", tmp_path / "out"]
+    for shared, message in run_ranks(2, on_another_host, line):
+        assert shared and message.startswith("rank 1 is on")
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_precision_and_names_that_are_texts(sets, tmp_path):
@@ -183,7 +223,7 @@ def test_half_precision_and_names_that_are_texts(sets, tmp_path):
     run("--embeddings", tmp_path / "set", "--output_dir", tmp_path / "out", "--find", "[mislabelled]")
     found = pq.read_table(tmp_path / "out" / "proposals.parquet")
     images = {row - 10 for row in found["row"].to_pylist()}
-    assert len(images ^ set(reference(names, vectors)["mislabelled"])) < 3
+    assert len(images ^ set(reference(names, vectors, joined=False)["mislabelled"])) < 3
     assert found["identity"].to_pylist() == [f"person {names[row - 10]}" for row in found["row"].to_pylist()]
 
 
@@ -206,6 +246,27 @@ def nothing(folder):
         pq.write_table(pq.read_table(path).slice(0, 0), path)
 
 
+def damaged(column):
+    """What spoils a column, and leaves what a file says of itself."""
+
+    def spoil(folder):
+        path = folder / "train-00001-of-00003.parquet"
+        group = pq.read_metadata(path).row_group(0)
+        (chunk,) = (
+            each
+            for each in map(group.column, range(group.num_columns))
+            if each.path_in_schema.partition(".")[0] == column
+        )
+        with path.open("r+b") as file:
+            file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+            file.write(b"\xff" * chunk.total_compressed_size)
+
+    return spoil
+
+
+damaged_paths = damaged("path")
+
+
 def another_dimension(folder):
     write_set(folder, np.zeros(9, int), np.eye(9, 32), files=3)
 
@@ -215,6 +276,9 @@ def another_dimension(folder):
     [
         (no_embeddings, "00001-of-00003.parquet has no column embedding, only row, path, name, norm"),
         (not_finite, "00001-of-00003.parquet has embeddings that are missing or not finite"),
+        (damaged("name"), "train/train-00001-of-00003.parquet cannot be read"),
+        (damaged("embedding"), "train/train-00001-of-00003.parquet cannot be read"),
+        (damaged_paths, "train/train-00001-of-00003.parquet cannot be read"),
         (nothing, "train holds no embeddings"),
         (another_dimension, "have 32 numbers, those of .*bench 64"),
         (lambda folder: (folder / "train-00002-of-00003.parquet").unlink(), "holds 2 files of 3"),
@@ -227,10 +291,14 @@ def test_what_cannot_be_used_is_refused_on_both_ranks(sets, tmp_path, spoil, rea
     write_set(tmp_path / "train", names, vectors)
     spoil(tmp_path / "train")
     line = ["--embeddings", tmp_path / "train", "--against", folder / "bench", "--output_dir", tmp_path / "out"]
-    if spoil is not_finite:
+    if spoil is damaged_paths:  # which the first rank alone reads
         first, second = train_ranks(2, *map(str, line), script="launch/clean.py")
         assert first.code == second.code == 2
-        assert reason in first.stderr and "Traceback" not in first.stderr + second.stderr
+        assert (
+            reason in first.stderr
+            and "cannot be written" not in first.stderr
+            and "Traceback" not in first.stderr + second.stderr
+        )
     else:
         with pytest.raises(UserError, match=reason):
             run(*line)
@@ -243,7 +311,10 @@ def test_what_cannot_be_used_is_refused_on_both_ranks(sets, tmp_path, spoil, rea
         (["--belongs", "1.5"], "belongs is 1.5; a cosine"),
         (["--stranger", "0.6"], "stranger is 0.6, above belongs 0.5"),
         (["--find", "[]"], r"find is \[\]: name what"),
-        (["--find", "[overlap]"], "for overlap the other set with --against"),
+        (["--find", "[overlap]"], "overlap if and only if --against is given"),
+        (["--find", "[overlap,overlap]"], "overlap if and only if --against is given"),
+        (["--find", "[merge,overlap]"], "overlap if and only if --against is given"),
+        (["--find", "[merge]", "--against", "."], "overlap if and only if --against is given"),
         (["--find", "[twins]"], "find"),
         (["--embeddings", "nowhere"], "there is no folder nowhere"),
     ],

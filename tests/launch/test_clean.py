@@ -1,6 +1,7 @@
 """From images to a cleaned set: `embed.py`, `clean.py`, `prepare_data.py apply`, and what the last one refuses."""
 
 import shutil
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -88,6 +89,8 @@ def test_accepted_proposals_make_a_clean_set(work, tmp_path, monkeypatch):
     }
     of_people["Person_5"] = of_people.pop("Another", None) or of_people["Person_5"]
     assert {name: sorted(images) for name, images in of_people.items()} == truth
+    for image in pq.read_table(tmp_path / "out", columns=["image"])["image"].to_pylist():
+        assert Path(image["path"]).read_bytes() == image["bytes"]
     labels = (
         pq.read_table(tmp_path / "out", columns=["label", "identity"]).group_by(["label", "identity"]).aggregate([])
     )
@@ -101,11 +104,11 @@ def test_accepted_proposals_make_a_clean_set(work, tmp_path, monkeypatch):
 def test_proposals_that_cannot_be_applied(work, tmp_path):
     table = pq.read_table(work / "out" / "proposals.parquet")
 
-    def refused(reason, changed=None):
+    def refused(reason, changed=None, faces=work / "faces"):
         if changed is not None:
             pq.write_table(changed, tmp_path / "proposals.parquet")
         with pytest.raises(UserError, match=reason):
-            main(["apply", str(work / "faces"), str(tmp_path / "proposals.parquet"), str(tmp_path / "out")])
+            main(["apply", str(faces), str(tmp_path / "proposals.parquet"), str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
 
     def with_column(name, value, kind):
@@ -116,7 +119,19 @@ def test_proposals_that_cannot_be_applied(work, tmp_path):
     (tmp_path / "proposals.parquet").write_text("row,kind")
     refused("cannot be read as proposals")
     refused("no column kind", table.drop_columns(["kind"]))
-    refused("accepted is not of true and false", with_column("accepted", "yes", pa.string()))
+    refused("accepted is not of bool", with_column("accepted", "yes", pa.string()))
+    refused("row is not of int64", with_column("row", "second", pa.string()))
+    refused("row is not of int64", with_column("row", 2.5, pa.float64()))
+    refused("without a row", with_column("row", None, pa.float64()))
+    refused("kind is not of string", with_column("kind", ["merge"], pa.list_(pa.string())))
+    refused("identity is not of string", with_column("identity", [1], pa.list_(pa.int64())))
     refused("unknown kind", with_column("kind", "twins", pa.string()))
     refused("is not of .*it has .*'nobody'", with_column("identity", "nobody", pa.string()))
-    refused("is not of .*it has .*'row': 9999", with_column("row", 9999, pa.int64()))
+    refused("is not of .*it has .*'row': 9999", with_column("row", 9999.0, pa.float64()))
+    shutil.copytree(work / "faces", tmp_path / "faces")
+    one, other, aside = (
+        tmp_path / "faces" / "Person_1" / f"{name}.jpg" for name in ("Person_1_0001", "Person_1_0002", "_")
+    )
+    for before, after in ((one, aside), (other, one), (aside, other)):
+        before.rename(after)
+    refused("was made of other data than", table, tmp_path / "faces")

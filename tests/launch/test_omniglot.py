@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,8 +14,10 @@ import ffc_ds.models  # noqa: F401 (registers the backbones)
 from ffc_ds.config.settings import parse_config
 from ffc_ds.embedding import of_pixels
 from tests.launched import ROOT, train
+from tests.scripts import script
 
 OMNIGLOT = ROOT / ".." / "shared" / "data" / "omniglot"
+PAGE = (ROOT / "docs" / "omniglot.md").read_text()
 RECIPE = str(ROOT / "launch" / "recipes" / "omniglot.yaml")
 SMALL = (
     *("--model.overrides", "{width: 0.125, depth: [1, 1, 1, 1]}", "--model.embedding_size", "64"),
@@ -34,9 +38,7 @@ def test_unseen_alphabets_are_told_apart_far_better_than_by_raw_pixels(tmp_path,
     assert results["identities"] == 183
 
     monkeypatch.chdir(ROOT)
-    (page,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / "omniglot.md").read_text(), re.DOTALL | re.MULTILINE
-    )
+    (page,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     raw = {}
     exec(page.replace('"OMNIGLOT"', repr(str(OMNIGLOT))), raw)
     best = max(raw["ink"].auc, raw["as_they_are"].auc)
@@ -55,3 +57,24 @@ def test_the_ranges_of_rows_are_whole_alphabets():
     end, begin = (int(split.strip("train[:]")) for split in (config.data.split, config.eval.split))
     trained, verified = set(alphabets[:end]), set(alphabets[begin:])
     assert end == begin and len(trained) == 6 and verified == {"Sanskrit", "Tagalog"} and not trained & verified
+
+
+def drawings(folder):
+    """As they are in the files, and their labels."""
+    table = pq.read_table(folder, columns=["image", "label"])
+    return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
+
+
+@pytest.mark.skipif(not OMNIGLOT.is_dir(), reason="the shared Omniglot folder is not here")
+def test_the_folder_that_the_page_makes_of_the_published_one_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = pq.read_table(OMNIGLOT, columns=["name"])["name"].to_pylist()
+    published = zip([*names, "Other/character01"], [*drawings(OMNIGLOT)[0], b""], strict=True)
+    for number, (name, drawing) in enumerate(published):
+        file = tmp_path / "images_background" / name / f"{number:05}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(drawing)
+    *loop, command = re.search(r"^mkdir characters\n.*?^python .*?$", PAGE, re.DOTALL | re.MULTILINE)[0].splitlines()
+    subprocess.run(["bash", "-ec", "\n".join(loop)], check=True)
+    script("prepare_data").main(shlex.split(command)[2:])
+    assert drawings(tmp_path / "OMNIGLOT") == drawings(OMNIGLOT)

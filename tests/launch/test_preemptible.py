@@ -26,16 +26,30 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_ranks_get_the_signal_and_their_launcher_does_not(tmp_path, number, code):
+@pytest.mark.parametrize(
+    ("number", "passed_on", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 75),
+        (signal.SIGUSR1, signal.SIGUSR1, 75),
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGHUP, signal.SIGTERM, 75),
+    ],
+)
+def test_ranks_get_the_signal_and_their_launcher_does_not(tmp_path, number, passed_on, code):
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     (tmp_path / "rank.py").write_text(RANK)
     line = [sys.executable, "launch/preemptible.py", "--code", "75", sys.executable, str(tmp_path / "launcher.py")]
-    process = subprocess.Popen([*line, str(tmp_path / "rank.py")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*line, str(tmp_path / "rank.py")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also under nohup
+    )
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     process.send_signal(number)
     said = process.communicate(timeout=60)[0].splitlines()
-    assert sorted(said) == [f"--local_rank={rank} {number.name}" for rank in range(2)]
+    assert sorted(said) == [f"--local_rank={rank} {passed_on.name}" for rank in range(2)]
     assert process.returncode == code
 
 

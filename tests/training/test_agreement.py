@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ffc_ds.config.comparison import changes
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
 from ffc_ds.training import agreement
-from ffc_ds.training.agreement import agreed_identities, changes, check_same_start, check_same_state
+from ffc_ds.training.agreement import agreed_identities, check_same_start, check_same_state
 from ffc_ds.training.identity import identity_of
 from tests.ranks import run_ranks
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ffc_ds.cleaning.settings import KINDS
 from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.importers.inspection import BATCH, opened_faces
@@ -19,8 +20,14 @@ from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from ffc_ds.progress import say
 
-COLUMNS = ("kind", "identity", "other_identity", "row", "accepted")
-KINDS = ("mislabelled", "stranger", "merge", "duplicate", "overlap")
+COLUMNS = {
+    "kind": pa.string(),
+    "identity": pa.string(),
+    "other_identity": pa.string(),
+    "row": pa.int64(),
+    "accepted": pa.bool_(),
+    "content": pa.string(),
+}
 
 
 def plan_cleaned(
@@ -46,6 +53,9 @@ def plan_cleaned(
     check_count(shard_images)
     faces = load_faces(source, split, image_column, label_column, data_config)
     index, accepted = IdentityIndex.build(faces.labels), _accepted(Path(proposals))
+    others = set(accepted["content"].unique().to_pylist()) - {faces.fingerprint, None}
+    if others:
+        raise UserError(f"{proposals} was made of other data than {faces.name}, or it changed since: embed it anew")
     before = np.empty(len(faces), np.int64)
     before[index.images] = np.repeat(np.arange(index.identities), index.counts)
     names = index.names.cast(pa.string())
@@ -68,7 +78,8 @@ def plan_cleaned(
     jobs = []
     for start in range(0, len(rows), shard_images):
         part = slice(start, start + shard_images)
-        jobs.append(partial(read_rows, opened, rows[part], labels[part], names.take(pa.array(after[rows[part]]))))
+        of_part = names.take(pa.array(after[rows[part]])).dictionary_encode()  # each name once: jobs wait in memory
+        jobs.append(partial(read_rows, opened, rows[part], labels[part], of_part))
     return Plan(about, jobs)
 
 
@@ -106,12 +117,15 @@ def clean_labels(
 
 
 def read_rows(opened: tuple, rows: np.ndarray, labels: np.ndarray, names: pa.Array) -> Iterator[Record | Broken]:
-    """The images in `rows` of the set that is `opened` so (see `opened_faces`), with labels and names of identities."""
+    """The images in `rows` (int64 [k], ascending) of the set that is `opened` so (see `opened_faces`), with labels and
+    names of identities."""
     faces = opened_faces(*opened)
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        for place, image in enumerate(faces.encoded(part), start):
-            key = faces.paths(int(rows[place]), 1)[0].as_py() or faces.where(int(rows[place]))
+        first, end = int(part[0]), int(part[-1]) + 1
+        paths = faces.paths(first, end - first).take(pa.array(part - first)).to_pylist()
+        for place, (image, path) in enumerate(zip(faces.encoded(part), paths, strict=True), start):
+            key = path or f"row {rows[place]} of {faces.name}"
             if isinstance(image, CorruptImage):
                 yield Broken(key, str(image))
             else:
@@ -119,18 +133,24 @@ def read_rows(opened: tuple, rows: np.ndarray, labels: np.ndarray, names: pa.Arr
 
 
 def _accepted(path: Path) -> pa.Table:
-    """The accepted rows of a file of proposals."""
+    """The accepted rows of a file of proposals, with `COLUMNS` of these types."""
     try:
-        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
-        table = pq.read_table(path, columns=[name for name in COLUMNS if name not in missing])
+        table = pq.read_table(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: give the proposals.parquet that clean.py wrote") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as proposals ({' '.join(str(error).split()):.200})") from None
-    if missing or not pa.types.is_boolean(table.schema.field("accepted").type):
-        reason = f"it has no column {', '.join(missing)}" if missing else "its column accepted is not of true and false"
-        raise UserError(f"{path} is no file of proposals of clean.py: {reason}")
-    unknown = set(table["kind"].to_pylist()) - set(KINDS)
+    columns = {}
+    for name, kind in COLUMNS.items():
+        if name not in table.column_names:
+            raise UserError(f"{path} is no file of proposals of clean.py: it has no column {name}")
+        try:
+            columns[name] = table[name].cast(kind)
+        except pa.ArrowException as error:
+            reason = f"its column {name} is not of {kind} ({' '.join(str(error).split()):.200})"
+            raise UserError(f"{path} is no file of proposals of clean.py: {reason}") from None
+    table = pa.table(columns)
+    unknown = set(table["kind"].unique().to_pylist()) - set(KINDS)
     if unknown or table["row"].null_count:
         raise UserError(f"{path} has proposals of an unknown kind ({unknown}) or without a row")
     return table.filter(pc.fill_null(table["accepted"], False))
@@ -138,5 +158,5 @@ def _accepted(path: Path) -> pa.Table:
 
 def _numbers(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
     """The place of each text among the names, int64; -1 for null, and for what is not there."""
-    found = pc.index_in(column.cast(pa.string()).combine_chunks(), value_set=names, skip_nulls=True)
+    found = pc.index_in(column.combine_chunks(), value_set=names, skip_nulls=True)
     return pc.fill_null(found, -1).to_numpy().astype(np.int64)

@@ -66,6 +66,24 @@ def test_the_best_key_is_found(dim, block, earlier, tmp_path):
     check(search(tmp_path, vectors, order, barred, earlier, block), vectors, order, barred, earlier)
 
 
+def test_no_bound_is_below_the_cosine_however_little_lies_outside():
+    """Pairs whose rests are parallel, so that the bound is the cosine, and as small as 1e-6."""
+    rng = np.random.default_rng(4)
+    axes = np.linalg.qr(rng.normal(size=(128, 32)))[0]
+    inside, rests = unit(rng.normal(size=(600, 31))), 10 ** rng.uniform(-6, 0, size=(600, 1))
+    vectors = unit(np.sqrt(1 - rests**2) * inside @ axes[:, :31].T + rests * axes[:, 31:].T)
+    projected = module._project(torch.from_numpy(vectors).float(), torch.from_numpy(axes[:, :31]).float())
+    bounds = (projected @ projected.T).numpy()
+    assert (bounds >= vectors @ vectors.T - module.SLACK).all()
+
+
+def test_a_sample_reaches_from_the_first_to_the_last():
+    vectors = Vectors(lambda numbers: torch.from_numpy(numbers), np.arange(8 * module.SAMPLE))
+    sample = vectors.sample(100)
+    assert 50 < len(sample) <= 100 and sample[-1] > 7.8 * module.SAMPLE
+    assert len(Vectors(vectors.unit, np.arange(7)).sample(7)) == 7
+
+
 def test_few_numbers_are_enough_for_most_pairs(tmp_path, monkeypatch):
     compared, vectors = [], vectors_of(3, 160)
     order, whole = np.arange(len(vectors)), Search._compare
