@@ -158,8 +158,8 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
         if rows and len(rows) >= min(2, len(experiment.lines)):  # until then there is nothing to compare
             panels[experiment.title] = panel
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
-            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} ranks".format(**last)
-            data = f"{data}, on {' and '.join(sorted(machines))}.\n\n"
+            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} rank".format(**last)
+            data = f"{data}{'s' * (last['ranks'] > 1)}, on {' and '.join(sorted(machines))}.\n\n"
             said, told = ("" if data == told else data), data
             parts.append(f"## {experiment.title}\n\n{said}{markdown_table(heading, rows)}")
     if not parts:
