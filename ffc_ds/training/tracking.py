@@ -95,6 +95,11 @@ class Tracker:
             return
         self._size, self._unwritten = self._size + len(self._unwritten), b""
 
+    def flush(self) -> None:
+        """Write the lines of metrics that could not be written, if they can be now."""
+        if rank() == 0 and self._unwritten:
+            self._append(b"")
+
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
         if rank() == 0:
@@ -102,6 +107,7 @@ class Tracker:
 
     def close(self, summary: dict | None = None, preempted: bool = False) -> None:
         """End the bar and the run; one that is preempted is to go on later."""
+        self.flush()
         if self._bar is not None:
             self._bar.close()
         self._tell(lambda run: run.summary.update(summary or {}))

@@ -288,6 +288,7 @@ class Trainer:
             "wandb_id": self.tracker.wandb_id,
             "config": asdict(self.config),
         }
+        self.tracker.flush()
         self.saver.save(self.done, self.done == self.steps, self.engine, self.head, run, self.index.names)
 
     def _make_folder(self):

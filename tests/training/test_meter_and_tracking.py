@@ -72,7 +72,7 @@ def test_lines_that_cannot_be_written_are_written_later(tmp_path, capsys):
     assert capsys.readouterr().out.count(f"{path} cannot be written: No space left on device") == 1
 
 
-def test_half_a_line_is_taken_back(tmp_path):
+def test_half_a_line_is_taken_back_and_written_at_the_end(tmp_path):
     config = Config(output_dir=str(tmp_path))
     config.tracking.wandb = "disabled"
     tracker, path = Tracker(config, 0, 9), tmp_path / "metrics.jsonl"
@@ -84,6 +84,8 @@ def test_half_a_line_is_taken_back(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert path.read_text() == '{"step": 1}\n'
+    tracker.close()  # by then there is room again
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 @pytest.fixture
