@@ -18,12 +18,14 @@ STOPPING = {"SIGTERM": 0, "SIGUSR1": 0, "SIGINT": 130}  # exit code of a run tha
 
 
 class Fault(NamedTuple):
-    """strike: does it to a life. wrong: what of its promise a life did not keep, if it had come to its steps then."""
+    """strike: does it to a life. wrong: what of its promise a life did not keep, if it had come to its steps then.
+    ranks: of which the run must have so many; a rank that stands still alone is seen by nobody."""
 
     name: str
     strike: Callable[[Life, Random], None]
     wrong: Callable[[Life], str | None]
     moments: tuple[str, ...] = tuple(MOMENTS)
+    ranks: int = 1
 
 
 def _fails(life: Life) -> str | None:
@@ -120,7 +122,7 @@ FAULTS = [
     Fault("kill -9 of the launcher", _send(signal.SIGKILL, _first_launcher), _is_saved),
     Fault("kill -9 of its second process", _send(signal.SIGKILL, _second_launcher), _is_saved),
     Fault("kill -9 of both", _send(signal.SIGKILL, _both_launchers), _is_saved),
-    Fault("SIGSTOP to a rank", _send(signal.SIGSTOP, _one_rank), _is_named, moments=("a step",)),
+    Fault("SIGSTOP to a rank", _send(signal.SIGSTOP, _one_rank), _is_named, moments=("a step",), ranks=2),
     Fault("a rank that stands still for a while", _stand_still, _goes_on),
     Fault("a full disk for a while", _fill_the_disk, _goes_on_or_says_that_there_is_no_room),
 ]

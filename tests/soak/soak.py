@@ -9,7 +9,7 @@ from random import Random
 from ffc_ds.training.manifest import find_damage
 from tests.soak.damage import damages_of, files_of
 from tests.soak.kinds import STEPS, Kind
-from tests.soak.rounds import WHAT_HAPPENS, Round
+from tests.soak.rounds import Round, what_happens
 
 STARTED = 6  # of so many rounds one is started as a user starts it, which takes several times as long
 
@@ -27,7 +27,8 @@ class Soak:
         rng = Random(f"{self._seed} {number}")
         forked = number % STARTED != STARTED - 1
         this = Round(self._folder / f"round-{number}", number, rng, forked=forked)
-        happenings = [(what, rng.choice(moments)) for what, moments in rng.choices(WHAT_HAPPENS, k=rng.randint(1, 4))]
+        chosen = rng.choices(what_happens(this.kind), k=rng.randint(1, 4))
+        happenings = [(what, rng.choice(moments)) for what, moments in chosen]
         self.play(this, happenings, f"SEED={self._seed} ROUND={number}")
 
     def play(self, this: Round, happenings: list, again: str) -> None:
