@@ -2,7 +2,10 @@
 
 import datetime
 import os
+import socket
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,6 +46,13 @@ def host_share() -> float:
     """The share of all ranks that are on this host, as far as the launcher says."""
     here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1  # DeepSpeed's, torchrun's
     return int(here) / world_size()
+
+
+def this_host() -> str:
+    """Another one on each host, the same in all its containers."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
 
 
 def shard_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import json
 import shutil
 import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ffc_ds.cleaning.settings import CleaningConfig
 from ffc_ds.cleaning.vectors import Embeddings
 from ffc_ds.data.faces import Faces
 from ffc_ds.data.opening import load_faces
-from ffc_ds.distributed import broadcast_object, first_rank_first, join_launcher, rank, together
+from ffc_ds.distributed import broadcast_object, first_rank_first, join_launcher, rank, this_host, together
 from ffc_ds.errors import UserError
 from ffc_ds.files import written_aside
 from ffc_ds.progress import say
@@ -56,7 +56,7 @@ def clean(config: CleaningConfig) -> None:
 
 def _check_one_host() -> None:
     """What a rank writes to a mapped file reaches those of its own host alone."""
-    first, own = broadcast_object(_host()), _host()
+    first, own = broadcast_object(this_host()), this_host()
 
     def check() -> None:
         if own != first:
@@ -66,13 +66,6 @@ def _check_one_host() -> None:
             )
 
     together(check)
-
-
-def _host() -> str:
-    """Another one on each host, the same in all its containers."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text()
-    return socket.gethostname()
 
 
 def _scratch(stack: ExitStack, target: Path) -> Path:

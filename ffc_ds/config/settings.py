@@ -386,7 +386,7 @@ def _parse(arguments: list[str]) -> Config:
         given |= {key.split("=")[0].removeprefix("--") for key in part}
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
-    config = _checked(parsed, {argument.split("=")[0] for argument in arguments})
+    config = _checked(parsed, given)
     expand_paths(config)
     config.deepspeed = find_file(config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
@@ -407,7 +407,7 @@ def head_config(head: dict[str, Any], class_optim: dict[str, Any]) -> tuple[Head
     parser, given = _parser(), {"head": head, "class_optim": class_optim}
     with refusals("The settings of the head cannot be used"):
         parsed = parser.parse_object(given, parser.get_defaults())
-    config = _checked(parsed, {f"--head.{name}" for name in head})
+    config = _checked(parsed, {f"head.{name}" for name in head})
     return config.head, config.class_optim
 
 
@@ -430,6 +430,6 @@ def _apply_preset(head: HeadConfig, given: set[str]) -> None:
         raise UserError(f"head.preset f2c is for head.name ffc, not for {head.name}. Drop one.")
     for name, value in F2C.items() if head.preset == "f2c" else ():
         own = getattr(head, name)
-        if own != value and (own != getattr(HeadConfig, name) or f"--head.{name}" in given):
+        if own != value and (own != getattr(HeadConfig, name) or f"head.{name}" in given):
             raise UserError(f"head.{name} is {own}, but head.preset f2c stands for {value}. Drop one.")
         setattr(head, name, value)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from ffc_ds.distributed import this_host
 from ffc_ds.errors import UserError
 from ffc_ds.launching import lives
 from ffc_ds.progress import say
@@ -60,8 +61,7 @@ class RunLock:
 
 def _this_process() -> dict:
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        machine = f"{this_host()} {os.readlink('/proc/self/ns/pid')}"
         return {"host": socket.gethostname(), "machine": machine, **_numbers(psutil.Process())}
     return {"host": socket.gethostname(), "machine": socket.gethostname(), **_numbers(psutil.Process())}
 

@@ -201,8 +201,8 @@ def test_results_are_there_though_scratch_cannot_be_removed(sets, tmp_path, monk
 
 
 def on_another_host(line):
-    own = module._host()
-    module._host = lambda: own if rank() == 0 else "another"
+    own = module.this_host()
+    module.this_host = lambda: own if rank() == 0 else "another"
     try:
         run(*line)
     except UserError as error:

@@ -46,6 +46,11 @@ def test_the_f2c_preset_is_the_released_code():
     assert head.loss_terms == "sum"
 
 
+def test_what_a_file_says_is_not_overruled_by_a_preset_in_silence(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"head": {"preset": "f2c", "group_size": 3}}))  # the default
+    assert "head.group_size is 3, but head.preset f2c stands for 2" in refusal("--config", str(tmp_path / "run.yaml"))
+
+
 @pytest.mark.parametrize("key", ["data.bach_size", "head.pol_size", "sed"])
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path, key):
     section, _, name = key.rpartition(".")
