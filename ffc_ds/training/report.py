@@ -74,8 +74,8 @@ def table(results: dict, folder: Path) -> str:
     rows = [
         ("identities, images", f"{results['identities']:,}, {results['images']:,}"),
         ("steps, ranks", f"{results['steps']:,}, {results['world_size']}"),
-        ("verification, untrained", percent(untrained)),
-        ("verification, trained", percent(trained)),
+        ("verification, at first", percent(untrained)),
+        ("verification, at the end", percent(trained)),
         *((f"TAR at FAR {far}", _share(value)) for far, value in trained.get("tar_at_far", {}).items()),
         ("AUC", _share(trained.get("auc"))),
         ("backbone", folder / "model"),
