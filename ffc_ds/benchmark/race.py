@@ -58,9 +58,9 @@ def write_race(name: str, title: str, found: dict[str, dict], output: Path) -> N
     draw_race(found, output / f"{name}.png")
     about = (
         f"{last['identities']:,} identities, {last['images']:,} images, {last['steps']:,} steps, {last['ranks']} "
-        f"ranks, one seed. Minutes are those of training steps alone. A head is as good as {first} when it is within "
-        f"{100 * LEVEL:g} points of what {first} has at its end; the speed-up is the time that {first} itself takes to "
-        "that level, over the head's."
+        f"ranks, one seed. Minutes are those of training steps and of the pass before them that gives `ffc` its first "
+        f"centers. A head is as good as {first} when it is within {100 * LEVEL:g} points of what {first} has at its "
+        f"end; the speed-up is the time that {first} itself takes to that level, over the head's."
     )
     made = how_it_was_made(dict.fromkeys(each["command"] for each in found.values()), last["versions"], last["machine"])
     parts = [f"# {title}", about, f"![accuracy over time and images]({name}.png)", markdown_table(heading, rows), made]

@@ -27,9 +27,9 @@ def prefill(
     batch_size: int,
     shown: Callable,
     known: np.ndarray | None = None,
-) -> None:
+) -> bool:
     """Give `head` the features of all images of all identities, if head.init asks for it, or else those of one image
-    each of as many identities as it wants. All ranks call it.
+    each of as many identities as it wants. All ranks call it. Returns whether there was anybody to do that for.
 
     batch_size: images of a rank at once, as in training; shown: wraps the batches, to show how far it is; known: bool
     [identities], those which have a class already and are left out.
@@ -42,7 +42,7 @@ def prefill(
     if known is not None:
         wanted = wanted[~known[wanted]]
     if not len(wanted):
-        return
+        return False
     counts = index.counts[wanted] if whole else np.ones(len(wanted), np.int64)
     chunks = _chunks(counts)
     batches = sum(-(-int(counts[chunk].sum()) // (batch_size * world_size())) for chunk in chunks)
@@ -64,6 +64,7 @@ def prefill(
         )
         head.prefill(identities, features)
     next(steps, None)  # the bar goes
+    return True
 
 
 def _chunks(counts: np.ndarray) -> list[slice]:

@@ -1,5 +1,6 @@
 """A run from its settings to its results: the loop, readable from top to bottom."""
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -149,8 +150,7 @@ class Trainer:
             self.tracker.say(f"{meant}: for these of {size} it is {self.optim.lr:g}")
         if not self.resumed:
             self._verify()
-            shown = self._shown("make classes of features")
-            prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown, self.known)
+            self._prefill()
         elif self.done == self.steps:
             try:
                 self._verify()
@@ -160,6 +160,12 @@ class Trainer:
             self._save()  # somewhere to go back to
             self.saver.wait()
         self._load_batches()
+
+    def _prefill(self):
+        """Classes that begin with features. That is a part of what training takes: the metrics say how long it was."""
+        begin, shown = time.perf_counter(), self._shown("make classes of features")
+        if prefill(self.head, self.engine, self.faces, self.index, self.config, self.at_once, shown, self.known):
+            self.tracker.log({"step": 0, "prefill_seconds": time.perf_counter() - begin})
 
     def _shown(self, what):
         """Wraps batches so that the eye, and the watchdog, see how far they are."""
