@@ -39,7 +39,7 @@ COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes of a copy that no cache hold
 @dataclass(frozen=True)
 class Cell:
     """head: "plain", a name of HeadConfig, or "ffc_lru" (head.pool lru); dtype and pool_size (ffc) as there; device:
-    "cpu" or "cuda"."""
+    "cpu" or "cuda"; compiled: whether the update of class weights is."""
 
     head: str
     identities: int
@@ -47,11 +47,13 @@ class Cell:
     dtype: str
     device: str
     pool_size: float = 0.0
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         pool = f"-pool{self.pool_size:g}" if self.is_ffc else ""
-        return f"{self.head}{pool}-{self.identities}-ranks{self.ranks}-{self.dtype}-{self.device}"
+        how = "-compiled" if self.compiled else ""
+        return f"{self.head}{pool}-{self.identities}-ranks{self.ranks}-{self.dtype}-{self.device}{how}"
 
     @property
     def is_ffc(self) -> bool:
@@ -113,6 +115,8 @@ def head_of(cell: Cell, device: torch.device) -> Head:
     batches = MicroBatches(rows, 2 * rows)
     head = build_head(cell.config, ClassOptimConfig(), cell.identities, DIM, batches, device, seed=0)
     put_in_use(head, cell.identities, cell.columns if cell.lru else 0, device)
+    if cell.compiled:
+        head.compile()
     return head
 
 

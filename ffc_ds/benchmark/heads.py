@@ -17,6 +17,7 @@ from ffc_ds.evaluation.figures import DPI
 COLUMNS = ["head", "ranks", "identities", "columns", "step, ms", "an image, ms"]
 COLUMNS += ["products, ms", "x products", "moving, ms", "x floor", "peak, GiB", "of the head, GiB"]
 HEADS = ("plain", "full_fc", "partial_fc", "virtual_fc", "ffc", "ffc_lru")
+TRAINED = ("full_fc", "partial_fc", "virtual_fc")  # whose class weights have an optimizer of ours
 ABOUT = """One step is the loss, its gradient by the features, and the update of the class state, on random unit
 features of 512 numbers and random labels: 64 rows a rank (`ffc_lru`, which is `ffc` with `head.pool lru`: two views of
 128, K = 3, the pool full).
@@ -46,6 +47,7 @@ def run_heads(
     pools: tuple[PositiveFloat, ...] = (0.001, 0.01, 0.1),
     dtype: str = "float32",
     device: str = "auto",
+    compile: str = "off",
     repeats: PositiveInt = 15,
     output: str = "docs/results",
     again: bool = False,
@@ -64,17 +66,18 @@ def run_heads(
         pools: Pool sizes of ffc: up to 1 a share of the identities, above it a number of slots.
         dtype: Type of the class state and of the products with it: float32 or bfloat16.
         device: cpu, cuda, or auto for a GPU if there is one.
+        compile: on measures heads that train class weights with their update compiled, as train.compile has it; off.
         repeats: How often each step is timed.
         output: Folder of the results.
         again: Measure cells anew that are there.
     """
     from ffc_ds.training.report import versions  # imports DeepSpeed
 
-    device = _check(heads, dtype, device)
+    device = _check(heads, dtype, device, compile)
     folder = Path(output) / "heads"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": this_command(), "versions": versions()}
-    for cell in _cells(sizes, ranks, heads, pools, dtype, device):
+    for cell in _cells(sizes, ranks, heads, pools, dtype, device, compile == "on"):
         path = folder / f"{cell.name}.json"
         if again or not path.exists() or "skipped" in json.loads(path.read_text()):
             measure_in_processes(cell, repeats, path, about)
@@ -82,12 +85,13 @@ def run_heads(
     write_heads(Path(output))
 
 
-def _check(heads, dtype, device) -> str:
+def _check(heads, dtype, device, compile) -> str:
     """The device that is meant. Raises UserError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     choices = [(head, "--heads", HEADS) for head in heads]
     choices += [(dtype, "--dtype", ("float32", "bfloat16")), (device, "--device", ("auto", "cpu", "cuda"))]
+    choices += [(compile, "--compile", ("on", "off"))]
     for chosen, option, known in choices:
         if chosen not in known:
             raise UserError(f"{option} {chosen}: choose from {', '.join(known)}.")
@@ -96,14 +100,15 @@ def _check(heads, dtype, device) -> str:
     return device
 
 
-def _cells(sizes, ranks, heads, pools, dtype, device) -> list[Cell]:
+def _cells(sizes, ranks, heads, pools, dtype, device, compiled) -> list[Cell]:
     """Small ones first."""
     cells = []
     for size, world, head in product(sorted(sizes), ranks, heads):
         if head == "plain" and world > 1 or device == "cuda" and world > torch.cuda.device_count():
             continue
         fitting = [pool for pool in pools if pool <= size] if head.startswith("ffc") else [0.0]
-        cells += [Cell(head, round(size), world, dtype, device, pool) for pool in fitting]
+        how = compiled and head in TRAINED
+        cells += [Cell(head, round(size), world, dtype, device, pool, how) for pool in fitting]
     return cells
 
 
@@ -154,7 +159,7 @@ def _rates(cells: list[dict]) -> list[str]:
 def _system(cell: dict) -> str:
     head, pool = cell["head"], cell["pool_size"]
     if not head.startswith("ffc"):
-        return head
+        return f"{head}, compiled" if cell.get("compiled") else head
     return f"{head}, pool {100 * pool:g} %" if pool <= 1 else f"{head}, pool {pool:,.0f}"
 
 

@@ -15,7 +15,7 @@ from ffc_ds.distributed import world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads import build_head
 from ffc_ds.models import build_backbone
-from ffc_ds.training.compilation import compile_nets
+from ffc_ds.training.compilation import compile_head, compile_nets
 from ffc_ds.training.engine import Engine, same_again
 from ffc_ds.training.report import backbone_settings
 
@@ -38,6 +38,8 @@ class Product:
         self.engine = Engine(config, build_backbone(**backbone_settings(config)), momentum)
         shape = (cell.batch, 3, cell.image_size, cell.image_size)
         self.compiled = cell.compiled and self.engine.compile(shape, None)
+        if self.compiled:
+            compile_head(self.head)
 
     def step(self, batch: Batch, mark: Mark) -> bool:
         engine, gallery = self.engine, None

@@ -34,6 +34,19 @@ READ |= dict.fromkeys(("activation_checkpointing", "aio", "checkpoint", "comms_l
 READ |= dict.fromkeys(("flops_profiler", "timers"), dict)
 
 
+def usual_ds_config() -> str:
+    """What `deepspeed: auto` means here: bf16.json where a device multiplies bf16 faster than fp32, otherwise
+    zero2.json."""
+    import torch  # takes a second, and most runs name a file
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    return f"ds_configs/{'bf16' if fast else 'zero2'}.json"
+
+
 def read_ds_config(path: str) -> dict[str, Any]:
     """What a ds_config says. Raises UserError if it is missing, is no JSON object, or holds values of a wrong kind."""
     ours = f"The files in {PROJECT / 'ds_configs'} are a start."

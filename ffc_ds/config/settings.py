@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ffc_ds.config.command_line import as_written, make_parser, refusals
-from ffc_ds.config.ds_config import read_ds_config
+from ffc_ds.config.ds_config import read_ds_config, usual_ds_config
 from ffc_ds.config.keys import in_order, known_keys
 from ffc_ds.config.paths import PathName, expand_paths, expanded, find_file
 from ffc_ds.config.values import check_values
@@ -332,7 +332,8 @@ class Config:
     """Folder for everything the run writes."""
     deepspeed: PathName = "ds_configs/zero2.json"
     """DeepSpeed's config, from the current folder, beside the file that names it, or in the project; its "auto" values
-    are filled in from these settings."""
+    are filled in from these settings. auto is ds_configs/bf16.json where the device multiplies bf16 faster than fp32 (a
+    GPU since Ampere, a CPU with AMX or AVX512-BF16), otherwise zero2.json."""
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
     resume: PathName | None = None
@@ -388,7 +389,7 @@ def _parse(arguments: list[str]) -> Config:
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
     config = _checked(parsed, given)
     expand_paths(config)
-    config.deepspeed = find_file(config.deepspeed)
+    config.deepspeed = find_file(usual_ds_config() if config.deepspeed == "auto" else config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time
     if config.model.name.startswith("hub:"):
         _find_encoder(config.model, "model.image_size" in given)

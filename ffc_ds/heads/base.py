@@ -66,6 +66,9 @@ class Head(ABC):
         """Close an optimizer step: keep what the micro-batches since the last call did to the class state if the
         backbone's step was `applied`, otherwise take all of it back."""
 
+    def compile(self) -> None:  # noqa: B027 (not all heads have something to compile)
+        """Compile, when it is first needed, what can be. The numbers stay the same within rounding."""
+
     def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
         """Take in gallery features [n, dim], equal on all ranks, of these identities, int64 [n], before the first step.
         One that stands there several times gets the mean; it must not stand in another call."""

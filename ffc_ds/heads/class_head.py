@@ -17,9 +17,9 @@ from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, to_device, world_size
 from ffc_ds.heads.base import Head, Shard
-from ffc_ds.heads.class_optimizer import unit_vectors_
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
+from ffc_ds.heads.row_kernels import RowKernels, unit_vectors_
 from ffc_ds.heads.seeded_blocks import BLOCK, seeded_blocks
 from ffc_ds.heads.softmax import add_rows
 from ffc_ds.heads.workspace import Workspace
@@ -54,6 +54,7 @@ class ClassHead(Head):
         self.unit_dim = dim if self.margin.unit_rows else None
         self._initialise()
         self.workspace = Workspace(device)
+        self.kernels = RowKernels(self.workspace)
         self.state = RunningState(self.margin, device)
         self.center_norm = FIRST_DEVIATION * dim**0.5 if trained and not self.unit_dim else 1.0
         self.settings = ClassSoftmaxSettings(
@@ -74,7 +75,8 @@ class ClassHead(Head):
         columns = self._columns(identities.reshape(-1), features.detach())
         number = len(self.micro_batches)
         rows = Rows(norms=None if norms is None else norms.detach().flatten(), draws=self._draws(*identities.shape))
-        softmax = ClassSoftmax(features.detach(), columns, self.settings, self.workspace, number, rows, self.state)
+        kept = self.workspace, number, rows, self.state, self.kernels
+        softmax = ClassSoftmax(features.detach(), columns, self.settings, *kept)
         self.micro_batches.append(softmax)
         state = {} if softmax.rows.state is None else zip(self.margin.state, softmax.rows.state, strict=True)
         return softmax.loss(features, norms), {f"margin_{name}": value for name, value in dict(state).items()}

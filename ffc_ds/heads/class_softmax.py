@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, world_size
 from ffc_ds.heads.margins import Margin, Rows, RunningState
+from ffc_ds.heads.row_kernels import RowKernels
 from ffc_ds.heads.softmax import (
     Cells,
     OnlineSoftmax,
@@ -83,8 +84,9 @@ class ClassSoftmax:
     """Micro-batch `number` of a step: unit features fp32 [R, dim], equal on all ranks, and the columns that this rank
     holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again.
 
-    workspace: one for all micro-batches and steps; rows: what the margin reads of them beside; state: what it keeps,
-    which sees them now. By default each is new, which suits a single one with a margin that reads and keeps nothing.
+    workspace and kernels: one for all micro-batches and steps; rows: what the margin reads of them beside; state: what
+    it keeps, which sees them now. By default each is new, which suits a single one with a margin that reads and keeps
+    nothing.
     """
 
     def __init__(
@@ -96,11 +98,11 @@ class ClassSoftmax:
         number: int = 0,
         rows: Rows = NOTHING,
         state: RunningState | None = None,
+        kernels: RowKernels | None = None,
     ):
-        workspace, state = (
-            workspace or Workspace(features.device),
-            state or RunningState(settings.margin, features.device),
-        )
+        workspace = workspace or Workspace(features.device)
+        state = state or RunningState(settings.margin, features.device)
+        self.kernels = kernels or RowKernels(workspace)
         self.features, self.columns, self.settings, self.workspace = features, columns, settings, workspace
         self.margin, self.dim = settings.margin, features.shape[1]
         self.factor = settings.scale * self.margin.loss_factor(settings.scale) / len(features)
@@ -228,9 +230,7 @@ class ClassSoftmax:
         self._add_targets(grad, number, block)
         if not self.margin.unit_rows:
             # only what turns a class weight changes the cosines
-            product = torch.mul(grad, weights, out=self.workspace.take("product", grad.shape))
-            along = product.sum(1).mul_(inverse_norms.square())
-            grad.addcmul_(weights, along[:, None], value=-1)
+            grad.addcmul_(weights, self.kernels.along(grad, weights, inverse_norms[:, None]), value=-1)
         return grad.view(shape)
 
     def _add_targets(self, grad, number, block):

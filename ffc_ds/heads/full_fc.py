@@ -13,6 +13,8 @@ from ffc_ds.heads.class_optimizer import CLASS_OPTIMIZERS
 from ffc_ds.heads.class_softmax import Columns
 from ffc_ds.heads.softmax import Cells
 
+TRIAL_ROWS = 8
+
 
 class FullFC(ClassHead):
     """Every step compares with all classes and trains all."""
@@ -28,26 +30,46 @@ class FullFC(ClassHead):
         accumulation: int = 1,
     ):
         super().__init__(config, classes, dim, device, seed, accumulation)
+        self.dim = dim
         kind = CLASS_OPTIMIZERS[optim.name]
-        self.optimizer = kind(optim, self.weights, self.workspace, seed, self.unit_dim, self.start)
+        self.optimizer = kind(optim, self.weights, self.workspace, self.kernels, seed, self.unit_dim, self.start)
         self.lr_factor = optim.lr_factor
 
     def step(self, applied, learning_rate):
         if applied:
-            self.optimizer.begin(self.steps)
+            self.optimizer.begin(self.steps, learning_rate * self.lr_factor)
             for rows, weights, grad in self._gradients():
-                self.optimizer.update(rows, weights, grad, learning_rate * self.lr_factor)
+                self.optimizer.update(rows, weights, grad)
         super().step(applied, learning_rate)
+
+    def compile(self):
+        if not self.unit_dim:  # torch 2.13 cannot compile that for a CPU
+            self.kernels.compile(self._trial)
+
+    def _trial(self):
+        """An update of rows side by side, and one of scattered ones, as of the class state."""
+        weights = torch.zeros(TRIAL_ROWS, self.weights.shape[1], dtype=self.weights.dtype, device=self.weights.device)
+        optimizer = type(self.optimizer)(self.optimizer.config, weights, self.workspace, self.kernels, self.seed)
+        optimizer.begin(0, 0.1)
+        for rows in (slice(0, TRIAL_ROWS), torch.arange(TRIAL_ROWS, device=weights.device)):
+            vectors = weights[rows].view(-1, self.dim)
+            grad, norms = (
+                torch.zeros(vectors.shape, device=weights.device),
+                torch.ones(len(vectors), 1, device=weights.device),
+            )
+            self.kernels.along(grad, vectors, norms)
+            optimizer.update(rows, weights[rows], grad.view(weights.shape))
 
     def _columns(self, labels, features):
         own = np.flatnonzero((labels >= self.start) & (labels < self.end))
         return [Columns(self.weights, Cells(labels[own] - self.start, self.weights.device, own))]
 
     def _gradients(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor]]:
-        """Rows to train, their weights and their gradients, fp32 [b, K * dim]."""
+        """Rows to train, their weights, a copy unless they lie side by side, and their gradients, fp32; [b, K * dim]
+        each."""
         for block in self.micro_batches[0].blocks(0):
             weights = self.weights[block]
-            yield block, weights.float(), self._mean_gradient(0, block, weights)
+            yield block, weights, self._mean_gradient(0, block, weights)
 
     def _mean_gradient(self, number: int, block: slice, weights: Tensor) -> Tensor:
         """Over the micro-batches, for a block of their columns[number]."""

@@ -25,7 +25,7 @@ class PartialFC(FullFC):
         sample = self.micro_batches[0].columns[0]
         for block in self.micro_batches[0].blocks(0):
             weights = sample.block(block, self.workspace)
-            yield sample.rows[block], weights.float(), self._mean_gradient(0, block, weights)
+            yield sample.rows[block], weights, self._mean_gradient(0, block, weights)
         yield from self._gradient_of_the_lacking()
 
     def _gradient_of_the_lacking(self):
@@ -40,4 +40,4 @@ class PartialFC(FullFC):
         for micro, part, place in zip(self.micro_batches, parts, places, strict=True):
             for block in micro.blocks(1):
                 grad.index_add_(0, place[block], micro.class_gradient(1, block, part.block(block, self.workspace)))
-        yield rows, self.weights[rows].float(), grad.div_(len(parts))
+        yield rows, self.weights[rows], grad.div_(len(parts))

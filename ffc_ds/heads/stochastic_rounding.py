@@ -10,28 +10,25 @@ from torch import Tensor
 
 from ffc_ds.data.randomness import mix
 from ffc_ds.heads.random_bits import random_bits
-from ffc_ds.heads.workspace import Workspace
 
 
 class StochasticRounding:
-    """For rows of `dim` numbers of several tensors, which are named by the words that they are given."""
+    """The words for rows of `dim` numbers of several tensors, which are named."""
 
-    def __init__(self, names: tuple[str, ...], dim: int, workspace: Workspace):
-        self._names, self._dim, self._workspace = names, dim, workspace
+    def __init__(self, names: tuple[str, ...], dim: int, device: torch.device):
+        self._names, self._dim, self._device = names, dim, device
 
     def begin(self, seed: int, step: int) -> None:
-        """From here on the bits are those of this step."""
+        """From here on the words are those of this step."""
         self._keys = {name: int(mix(seed, step, place)) >> 1 for place, name in enumerate(self._names)}
-        columns = torch.arange(self._dim, device=self._workspace.device)
-        self._words = {name: self._word(columns, key) for name, key in self._keys.items()}
+        columns = torch.arange(self._dim, device=self._device)
+        self._columns = {name: _word(columns, key) for name, key in self._keys.items()}
 
-    def __call__(self, name: str, value: Tensor, rows: Tensor) -> Tensor:
-        """For fp32 `value` [b, dim] of the tensor `name`, of these rows (int64 [b], of all ranks): what bf16 can
-        say, as fp32, valid until the next call."""
-        bits = self._workspace.take("rounding", tuple(value.shape), torch.int32)
-        torch.bitwise_xor(self._word(rows, ~self._keys[name])[:, None], self._words[name], out=bits)
-        bits.add_(value.contiguous().view(torch.int32))
-        return bits.bitwise_and_(-(1 << 16)).view(torch.float32)
+    def words(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """For these rows (int64 [b], of all ranks) of the tensor `name`: int32 [b, 1] of rows and [dim] of columns,
+        16 bits each."""
+        return _word(rows, ~self._keys[name])[:, None], self._columns[name]
 
-    def _word(self, numbers: Tensor, key: int) -> Tensor:
-        return (random_bits(numbers, key) >> 47).int()
+
+def _word(numbers: Tensor, key: int) -> Tensor:
+    return (random_bits(numbers, key) >> 47).int()

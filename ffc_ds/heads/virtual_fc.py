@@ -76,11 +76,10 @@ class VirtualFC(FullFC):
         for block in self.micro_batches[0].blocks(0):
             weights = self.weights[block]
             grad = self._mean_gradient(0, block, weights)
-            weights = weights.float()
             inside = homes.inside(block)
             if inside.start < inside.stop:
                 rows = homes.columns[inside] - block.start
-                weights[rows] = centers[inside].float()
+                weights[rows] = centers[inside]
                 grad.index_add_(0, rows, home_grads[inside])
             yield block, weights, grad
 

@@ -12,7 +12,7 @@ from ffc_ds.heads.softmax import block_width, cell_bytes
 from ffc_ds.planning.settings import PlanSettings
 
 CUDA = torch.device("cuda")
-BFLOAT16_UPDATE = {"sgd": 18, "adamw": 26}  # bytes a number of bf16 rows: fp32 copies and random bits
+BFLOAT16_UPDATE = {"sgd": 8, "adamw": 12}  # bytes a number of bf16 rows: fp32 copies of weights and state
 ID_SHARE = 2 / 3  # data.id_share: rows of identities that the pool has just taken in
 
 
@@ -59,7 +59,7 @@ def _class_weights(settings, device):
     logits += found * rows * width
     # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
     block = 8 + (size * (1 + states) if sampled else 0) + (4 * states if on_host else 0)
-    updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 4 * (settings.class_optimizer == "adamw")
+    updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 0
     passing = max(updated * vectors, 2 * rows * several if half else 0)
     drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
     refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)

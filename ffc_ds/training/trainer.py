@@ -22,7 +22,7 @@ from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
 from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.agreement import agreed_identities, check_same_start, check_same_state
-from ffc_ds.training.compilation import is_worth_compiling
+from ffc_ds.training.compilation import compile_head, is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.data_watch import DataWatch
 from ffc_ds.training.divergence import Diverged, Divergence
@@ -148,6 +148,8 @@ class Trainer:
         if given.lr_batch:
             meant = f"optim.lr {given.lr:g} is meant for batches of {given.lr_batch} images"
             self.tracker.say(f"{meant}: for these of {size} it is {self.optim.lr:g}")
+        dtype = str(self.engine.dtype).removeprefix("torch.")
+        self.tracker.say(f"the backbone computes in {dtype}, as {self.config.deepspeed} has it")
         if not self.resumed:
             self._verify()
             self._prefill()
@@ -191,7 +193,10 @@ class Trainer:
         if wanted == "off" or (wanted == "auto" and not self.compiled):
             return False
         evaluated = self.pairs and (self.pairs.batch_size(self.config.eval.batch_size), *shape[1:])
-        return self.engine.compile(shape, evaluated)
+        compiled = self.engine.compile(shape, evaluated)
+        if compiled:
+            compile_head(self.head)
+        return compiled
 
     def _loss(self, batch, seed):
         """Features of both views by the nets, and what the head makes of them."""

@@ -25,7 +25,7 @@ RECIPE = {
 
 
 RECIPES = {"accuracy_generated": 15, "accuracy_lfw": 45, "gap": 11, "growing_lfw": 19}
-RECIPES |= {"levers_lfw": 26, "lfw_long": 22, "race": 6}
+RECIPES |= {"lfw_long": 29, "race": 6}
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """A ds_config before DeepSpeed sees it: what is filled in, and what is refused with the place named."""
 
 import json
+import os
 
 import pytest
+import torch
 
 from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config, parse_config
@@ -90,3 +92,14 @@ def test_what_contradicts_the_run(tmp_path, content, message):
 def test_a_byte_order_mark_is_harmless(tmp_path):
     (tmp_path / "odd.json").write_bytes(b'\xef\xbb\xbf{"zero_optimization": {"stage": 1}}\r\n')
     assert read_ds_config(str(tmp_path / "odd.json")) == {"zero_optimization": {"stage": 1}}
+
+
+@pytest.mark.parametrize(
+    "able, usual",
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "zero2"), ({}, "zero2")],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_it(able, usual, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    found = parse_config(["--deepspeed", "auto"]).deepspeed
+    assert os.path.samefile(found, ROOT / "ds_configs" / f"{usual}.json")

@@ -126,7 +126,7 @@ def test_files_of_the_project_are_found_from_any_folder(elsewhere):
     assert find_file("launch/recipes/quickstart.yaml") == str(recipe)
     config = parse_config(["--config", "launch/recipes/quickstart.yaml"])
     assert config.data.train == "generated:1000:32" and config.output_dir == "runs/quickstart"
-    assert config.deepspeed == str(ROOT / "ds_configs" / "zero2.json")
+    assert config.deepspeed in [str(ROOT / "ds_configs" / f"{name}.json") for name in ("bf16", "zero2")]
     assert find_file("nowhere.json") == "nowhere.json"
 
 

@@ -5,6 +5,7 @@ import torch
 
 from ffc_ds.config.settings import ClassOptimConfig
 from ffc_ds.heads.class_optimizer import CLASS_OPTIMIZERS
+from ffc_ds.heads.row_kernels import RowKernels
 from ffc_ds.heads.workspace import Workspace
 
 ROWS, DIM = 20, 6
@@ -18,7 +19,7 @@ TORCH = {
 def optimizer_of(name, weights, **settings):
     workspace = Workspace(weights.device)
     config = ClassOptimConfig(name, weight_decay=0.01, **settings)
-    return CLASS_OPTIMIZERS[name](config, weights, workspace, seed=3)
+    return CLASS_OPTIMIZERS[name](config, weights, workspace, RowKernels(workspace), seed=3)
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -35,8 +36,8 @@ def test_rows_learn_as_with_torch_and_the_others_stay(name, rows, memory):
         grad = torch.randn(dense.shape, generator=generator, device=device)
         dense.grad = grad.clone()
         reference.step()
-        optimizer.begin(step)
-        optimizer.update(rows, weights[rows], grad, 0.1)
+        optimizer.begin(step, 0.1)
+        optimizer.update(rows, weights[rows], grad)
     torch.testing.assert_close(weights[rows], dense.detach())
     others = torch.ones(ROWS, dtype=torch.bool, device=device)
     others[rows] = False
@@ -50,8 +51,8 @@ def test_bf16_rows_are_right_on_average():
     optimizer = optimizer_of("sgd", weights, momentum=0.0)
     optimizer.config.weight_decay = 0.0
     for step in range(20):
-        optimizer.begin(step)
-        optimizer.update(slice(0, 1), weights.float(), torch.full((1, 4000), -1.0), 1e-4)
+        optimizer.begin(step, 1e-4)
+        optimizer.update(slice(0, 1), weights, torch.full((1, 4000), -1.0))
     assert set(weights.unique().tolist()) <= {1.0 + k / 128 for k in range(20)}
     # the deviation of a number is about 0.004, that of the mean 63 times less
     assert weights.float().mean().item() == pytest.approx(1 + 20 * 1e-4, abs=3e-4)
@@ -62,7 +63,7 @@ def test_rounding_repeats_with_the_step():
     for step in (5, 5, 6):
         weights = torch.ones(1, 1000, dtype=torch.bfloat16)
         optimizer = optimizer_of("sgd", weights)
-        optimizer.begin(step)
-        optimizer.update(slice(0, 1), weights.float(), torch.full((1, 1000), -1.0), 1e-3)
+        optimizer.begin(step, 1e-3)
+        optimizer.update(slice(0, 1), weights, torch.full((1, 1000), -1.0))
         found.append(weights)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
