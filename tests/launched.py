@@ -28,7 +28,7 @@ TINY = [
     "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, batch_norm: false}",
     *("--head.pool_size", "25", "--train.log_every", "1", "--eval.pairs", "100", "--eval.batch_size", "64"),
 ]
-TIMING = {"images_per_second", "data_wait", "save_stall", "memory_gib"}
+TIMING = {"images_per_second", "data_wait", "save_stall", "memory_gib", "prefill_seconds"}
 
 
 _kept = []

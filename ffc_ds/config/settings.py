@@ -170,8 +170,9 @@ class HeadConfig:
     pool_size: float = 0.1
     """ffc: class centers that a step compares with (drawn), or slots of the pool (lru); up to 1 a share of the
     identities, above it a number."""
-    center_momentum: float = 0.5
-    """ffc, drawn: after a step that shows an identity, center <- m * center + (1 - m) * feature, as a unit vector."""
+    center_momentum: float | Literal["auto"] = "auto"
+    """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
+    auto is n / (n + 1) for an identity of n images, so that a center averages the features of about an epoch."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

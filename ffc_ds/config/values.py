@@ -79,7 +79,7 @@ def check_values(config) -> None:
         "head.prefill": config.head.prefill,
         "head.sample_rate": config.head.sample_rate,
         "head.gallery_momentum": config.head.gallery_momentum,
-        "head.center_momentum": config.head.center_momentum,
+        "head.center_momentum": 0.0 if config.head.center_momentum == "auto" else config.head.center_momentum,
         "optim.momentum": config.optim.momentum,
         "optim.warmup": config.optim.warmup,
         "eval.holdout": config.eval.holdout,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -39,6 +40,7 @@ def build(
     rows: int,
     *,
     in_batch: int | None = None,
+    images: np.ndarray | None = None,
     accumulation: int = 1,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -48,9 +50,9 @@ def build(
     """A head for a loop of one's own: see `base.Head` for what to do with it. All ranks call it alike.
 
     identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, all ranks
-    together; in_batch: identities in a micro-batch at most, by default one a row of both views; accumulation:
-    micro-batches of a step; device: of features and class state; class_optim, settings: fields of
-    `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
+    together; in_batch: identities in a micro-batch at most, by default one a row of both views; images: int64
+    [identities], how many each has, by default one; accumulation: micro-batches of a step; device: of features and
+    class state; class_optim, settings: fields of `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
 
     Raises UserError on all ranks for a setting that is none, out of bounds, or only for the trainer, for numbers that
     are no counts, for a device that is not there, and as `build_head` does.
@@ -62,6 +64,8 @@ def build(
         for what, count in counts.items():
             if not isinstance(count, Integral) or count < 1:
                 raise UserError(f"{what} is {count!r}; it must be a whole number above 0.")
+        if images is not None and np.shape(images) != (identities,):
+            raise UserError(f"images has the shape {np.shape(images)}; it must have a number for each of {identities}.")
         config, optim = head_config({"name": name} | settings, dict(class_optim or {}))
         for key, instead in OF_TRAINER.items():
             if getattr(config, key) != getattr(HeadConfig, key) and key in settings:
@@ -70,7 +74,7 @@ def build(
 
     config, optim, place = together(check)
     batches = MicroBatches(rows, in_batch or 2 * rows, accumulation)
-    return build_head(config, optim, identities, dim, batches, place, seed)
+    return build_head(config, optim, identities, dim, batches, place, seed, images)
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -89,8 +93,10 @@ def build_head(
     batches: MicroBatches,
     device: torch.device,
     seed: int,
+    images: np.ndarray | None = None,
 ) -> Head:
-    """The head that `config.name` asks for, for features of `dim` numbers.
+    """The head that `config.name` asks for, for features of `dim` numbers, and `images` of each identity, int64
+    [identities], by default one.
 
     Raises UserError on all ranks if the head cannot hold the identities of a batch, or the memory the class state.
     """
@@ -99,17 +105,18 @@ def build_head(
 
         return together(lambda: Metric(config))
     if config.name == "ffc":
-        pool = _drawn_pool if config.pool == "drawn" else _lru_pool
-        return pool(config, identities, dim, batches, device, seed)
+        if config.pool == "drawn":
+            return _drawn_pool(config, identities, dim, batches, device, seed, images)
+        return _lru_pool(config, identities, dim, batches, device, seed)
     return _class_weights(config, optim, identities, dim, batches, device, seed)
 
 
-def _drawn_pool(config, identities, dim, batches, device, seed):
+def _drawn_pool(config, identities, dim, batches, device, seed, images):
     from ffc_ds.heads.drawn_pool import DrawnPool
 
     what, remedy = f"the centers of {identities} identities", "--head.pool lru"
     together(lambda: _refuse_what_does_not_fit(identities * dim, config, what, remedy, device))
-    return DrawnPool(config, identities, dim, device, seed, batches.accumulation)
+    return DrawnPool(config, identities, dim, device, seed, batches.accumulation, images)
 
 
 def _lru_pool(config, identities, dim, batches, device, seed):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ffc_ds.config.settings import HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import mix
-from ffc_ds.distributed import all_gather
+from ffc_ds.distributed import all_gather, to_device
 from ffc_ds.heads.class_head import ClassHead
 from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
@@ -21,7 +21,8 @@ from ffc_ds.heads.sampled_rows import Sample
 
 class DrawnPool(ClassHead):
     """A unit vector for each identity, the average of its features: after a step that shows it,
-    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`.
+    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`, where auto is
+    n / (n + 1) if it has n of the `images` (int64 [identities], by default one each).
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
     The centers are those of before the step. Until an identity was seen its center is random and short, as a class
@@ -38,8 +39,13 @@ class DrawnPool(ClassHead):
         device: torch.device,
         seed: int = 0,
         accumulation: int = 1,
+        images: np.ndarray | None = None,
     ):
         super().__init__(config, identities, dim, device, seed, accumulation, trained=False)
+        counts = np.ones(1) if images is None else images[self.start : self.end]
+        auto = config.center_momentum == "auto"
+        momenta = counts / (counts + 1) if auto else np.array([config.center_momentum])
+        self._momenta = to_device(momenta.astype(np.float32), device)[:, None]
         self.pool = max(1, min(slots_of_pool(config.pool_size, identities), identities))
         self.prefill_identities = round(config.prefill * identities)
         self._seen: list[tuple[np.ndarray, Tensor]] = []
@@ -58,7 +64,8 @@ class DrawnPool(ClassHead):
         if applied:
             labels, features = zip(*self._seen, strict=True)
             rows, newest = self._means(np.concatenate(labels), torch.cat(features))
-            self._put(rows, torch.lerp(newest, self.weights[rows].float(), self.config.center_momentum))
+            momenta = self._momenta if len(self._momenta) == 1 else self._momenta[rows]
+            self._put(rows, torch.lerp(newest, self.weights[rows].float(), momenta))
         self._seen.clear()
         super().step(applied, learning_rate)
 

@@ -83,9 +83,8 @@ class Trainer:
         rows, dim = self.sampler.rows // self.accumulation, config.model.embedding_size
         self.at_once = 2 * rows // world_size()  # images of both views that this rank sees in a micro-batch
         batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
-        self.head = build_head(
-            config.head, config.class_optim, self.index.identities, dim, batches, self.device, config.seed
-        )
+        sizes = self.index.identities, dim, batches
+        self.head = build_head(config.head, config.class_optim, *sizes, self.device, config.seed, self.index.counts)
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None

@@ -110,3 +110,19 @@ def test_a_pool_of_a_number_and_of_everybody():
     assert DrawnPool(HeadConfig(pool_size=20), IDENTITIES, DIM, CPU).pool == 20
     assert DrawnPool(whole, IDENTITIES, DIM, CPU).pool == IDENTITIES
     assert DrawnPool(HeadConfig(pool_size=500), IDENTITIES, DIM, CPU).pool == IDENTITIES
+
+
+def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
+    """Those of everybody begin alike; the same new feature moves that of one image most."""
+    images = np.arange(IDENTITIES) + 1
+    config = HeadConfig(pool_size=SHARE, prefill=1.0, center_momentum="auto")
+    head = DrawnPool(config, IDENTITIES, DIM, CPU, images=images)
+    first, newest = F.normalize(torch.randn(2, DIM, generator=torch.Generator().manual_seed(2)), dim=1)
+    head.prefill(np.arange(IDENTITIES), first.expand(IDENTITIES, DIM))
+    labels = np.array([[0, 4, 4], [49, 49, 89]])
+    head.loss(newest.expand(2, 3, DIM), labels)
+    head.step(True, 0.1)
+    for identity in (0, 4, 49, 89):
+        average = (images[identity] * first + newest) / (images[identity] + 1)
+        torch.testing.assert_close(head.weights[identity], F.normalize(average, dim=0))
+    assert torch.equal(head.weights[1], head.weights[2]), "nobody has seen them"
