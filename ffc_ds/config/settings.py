@@ -262,8 +262,8 @@ class TrainConfig:
     head_only_steps: int = 0
     """So many first steps train the head alone: the backbone stays as it is, with its running statistics."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the nets before the first step, in a minute or two; auto: if the run takes 15 minutes or more. Not under
-    ZeRO-3."""
+    """Compile the nets, and the update of class weights, before the first step, in a minute or two; auto: if the run
+    takes 15 minutes or more. Not under ZeRO-3."""
     average: float = 0.0
     """What is verified and handed on is an average of the weights over the last steps: after each one, average <-
     d * average + (1 - d) * weights, with d rising to this, such as 0.999. 0: the last weights themselves."""
