@@ -105,7 +105,7 @@ def check(config: Config, earlier: dict[str, Config]) -> None:
     folder = Path(config.output_dir)
     if is_finished(folder):
         had = asdict(parse_config(["--config", str(folder / "config.yaml")]))
-        if changed := changes(had, config, apart_from=OURS):
+        if changed := changes(had, config, apart_from=(*OURS, "deepspeed")):
             raise UserError(
                 f"{folder} is finished, with other settings than it has now: {', '.join(changed)}. "
                 "Change those of phases that are still to come, or choose another output_dir."

@@ -144,7 +144,7 @@ def test_the_code_of_the_page_runs():
         ({"name": "ffc", "rows": 0}, "rows is 0"),
         ({"name": "ffc", "rows": None}, "rows is None"),
         ({"name": "virtual_fc", "in_batch": 0}, "in_batch is 0"),
-        ({"name": "ffc", "images": [3, 1]}, r"images has the shape \(2,\)"),
+        ({"name": "ffc", "images": [3, 1]}, "images must be 60 whole numbers"),
         ({"name": "ffc", "accumulation": 0}, "accumulation is 0"),
         ({"name": "ffc", "accumulation": 1.5}, "accumulation is 1.5"),
         ({"name": "ffc", "device": "cdua"}, "device is cdua, which cannot be used"),

@@ -83,6 +83,6 @@ def _curve(lines: list[dict], images: int) -> list[list[float]]:
     steps = [0, *(line["step"] for line in logged)]
     seen = images * np.array([0.0, *(line["epoch"] for line in logged)])
     before = sum(line.get("prefill_seconds", 0.0) for line in lines)
-    seconds = np.r_[0.0, before + np.cumsum(np.diff(seen) / [line["images_per_second"] for line in logged])]
+    seconds = before + np.r_[0.0, np.cumsum(np.diff(seen) / [line["images_per_second"] for line in logged])]
     verified = [(line["step"], line["accuracy"]) for line in lines if line.get("accuracy") is not None]
     return [[float(np.interp(step, steps, value)) for value in (seen, seconds)] + [found] for step, found in verified]

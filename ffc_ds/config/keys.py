@@ -68,7 +68,7 @@ def _read(name: str, value: str, known: dict[str, type]) -> tuple[str, dict[str,
 def _beside(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A ds_config may lie beside the file that names it."""
     name = settings.get("deepspeed")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or name == "auto":
         return settings
     return settings | {"deepspeed": find_file(expanded("deepspeed", name), file.parent)}
 

@@ -172,7 +172,8 @@ class HeadConfig:
     identities, above it a number."""
     center_momentum: float | Literal["auto"] = "auto"
     """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
-    auto is n / (n + 1) for an identity of n images, so that a center averages the features of about an epoch."""
+    auto is n / (n + 1) for an identity of n images: a center averages the features of some n steps that show it, which
+    is about an epoch with the instance loader."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

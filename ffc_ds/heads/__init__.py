@@ -60,12 +60,14 @@ def build(
     counts = {"identities": identities, "dim": dim, "rows": rows, "accumulation": accumulation}
     counts |= {} if in_batch is None else {"in_batch": in_batch}
 
+    images = None if images is None else np.asarray(images)
+
     def check() -> tuple[HeadConfig, ClassOptimConfig, torch.device]:
         for what, count in counts.items():
             if not isinstance(count, Integral) or count < 1:
                 raise UserError(f"{what} is {count!r}; it must be a whole number above 0.")
-        if images is not None and np.shape(images) != (identities,):
-            raise UserError(f"images has the shape {np.shape(images)}; it must have a number for each of {identities}.")
+        if images is not None and (images.shape != (identities,) or images.dtype.kind != "i" or images.min() < 1):
+            raise UserError(f"images must be {identities} whole numbers above 0, one for each identity.")
         config, optim = head_config({"name": name} | settings, dict(class_optim or {}))
         for key, instead in OF_TRAINER.items():
             if getattr(config, key) != getattr(HeadConfig, key) and key in settings:

@@ -15,14 +15,19 @@ from ffc_ds.config.settings import HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import mix
 from ffc_ds.distributed import all_gather, to_device
 from ffc_ds.heads.class_head import ClassHead
+from ffc_ds.heads.row_kernels import put
 from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
+from ffc_ds.heads.stochastic_rounding import StochasticRounding
+
+UNSEEN = 0.5  # a random vector from before the first feature is shorter, a center is of length 1
 
 
 class DrawnPool(ClassHead):
     """A unit vector for each identity, the average of its features: after a step that shows it,
-    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`, where auto is
-    n / (n + 1) if it has n of the `images` (int64 [identities], by default one each).
+    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`. auto is
+    n / (n + 1) for an identity that has n of the `images` (int64 [identities], by default one each), and 0 the first
+    time, unless the margin wants unit rows, which do not tell whether they were seen.
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
     The centers are those of before the step. Until an identity was seen its center is random and short, as a class
@@ -42,10 +47,9 @@ class DrawnPool(ClassHead):
         images: np.ndarray | None = None,
     ):
         super().__init__(config, identities, dim, device, seed, accumulation, trained=False)
-        counts = np.ones(1) if images is None else images[self.start : self.end]
-        auto = config.center_momentum == "auto"
-        momenta = counts / (counts + 1) if auto else np.array([config.center_momentum])
-        self._momenta = to_device(momenta.astype(np.float32), device)[:, None]
+        self._images = None if images is None else to_device(images[self.start : self.end].astype(np.int32), device)
+        rounded = self.weights.dtype == torch.bfloat16  # a long average moves in steps that it could not say otherwise
+        self._rounding = StochasticRounding(("weights",), dim, device) if rounded else None
         self.pool = max(1, min(slots_of_pool(config.pool_size, identities), identities))
         self.prefill_identities = round(config.prefill * identities)
         self._seen: list[tuple[np.ndarray, Tensor]] = []
@@ -64,10 +68,27 @@ class DrawnPool(ClassHead):
         if applied:
             labels, features = zip(*self._seen, strict=True)
             rows, newest = self._means(np.concatenate(labels), torch.cat(features))
-            momenta = self._momenta if len(self._momenta) == 1 else self._momenta[rows]
-            self._put(rows, torch.lerp(newest, self.weights[rows].float(), momenta))
+            centers = self.weights[rows].float()
+            self._move(rows, F.normalize(newest.lerp(centers, self._momenta(rows, centers)), dim=1))
         self._seen.clear()
         super().step(applied, learning_rate)
+
+    def _momenta(self, rows: Tensor, centers: Tensor) -> Tensor | float:
+        """For rows int64 [u] and their present centers [u, dim]: fp32 [u, 1], or one for all."""
+        if self.config.center_momentum != "auto":
+            return self.config.center_momentum
+        images = 1 if self._images is None else self._images[rows, None].float()
+        seen = centers.norm(dim=1, keepdim=True) > UNSEEN
+        return seen * images / (images + 1)
+
+    def _move(self, rows: Tensor, centers: Tensor) -> None:
+        if self._rounding is None:
+            self.weights.index_copy_(0, rows, centers)
+            return
+        self._rounding.begin(self.seed, self.steps)
+        rounded = torch.empty_like(centers, dtype=self.weights.dtype)
+        put(rounded, centers, self._rounding.words("weights", rows + self.start))
+        self.weights.index_copy_(0, rows, rounded)
 
     def _columns(self, labels, features):
         sample = Sample(self.classes, self.pool, int(mix(self.seed, self.steps)) >> 1)

@@ -43,21 +43,20 @@ class FullFC(ClassHead):
         super().step(applied, learning_rate)
 
     def compile(self):
-        if not self.unit_dim:  # torch 2.13 cannot compile that for a CPU
+        if self.unit_dim is None or self.weights.is_cuda:  # torch 2.13 cannot compile unit rows for a CPU
             self.kernels.compile(self._trial)
 
     def _trial(self):
         """An update of rows side by side, and one of scattered ones, as of the class state."""
-        weights = torch.zeros(TRIAL_ROWS, self.weights.shape[1], dtype=self.weights.dtype, device=self.weights.device)
-        optimizer = type(self.optimizer)(self.optimizer.config, weights, self.workspace, self.kernels, self.seed)
+        device = self.weights.device
+        weights = torch.zeros(TRIAL_ROWS, self.weights.shape[1], dtype=self.weights.dtype, device=device)
+        about = self.optimizer.config, weights, self.workspace, self.kernels, self.seed, self.unit_dim
+        optimizer = type(self.optimizer)(*about)
         optimizer.begin(0, 0.1)
-        for rows in (slice(0, TRIAL_ROWS), torch.arange(TRIAL_ROWS, device=weights.device)):
+        for rows in (slice(0, TRIAL_ROWS), torch.arange(TRIAL_ROWS, device=device)):
             vectors = weights[rows].view(-1, self.dim)
-            grad, norms = (
-                torch.zeros(vectors.shape, device=weights.device),
-                torch.ones(len(vectors), 1, device=weights.device),
-            )
-            self.kernels.along(grad, vectors, norms)
+            grad = torch.zeros(vectors.shape, device=device)
+            self.kernels.along(grad, vectors, torch.ones(len(vectors), 1, device=device))
             optimizer.update(rows, weights[rows], grad.view(weights.shape))
 
     def _columns(self, labels, features):

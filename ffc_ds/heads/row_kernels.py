@@ -12,7 +12,6 @@ from torch import Tensor
 from ffc_ds.heads.workspace import Workspace
 
 CUT = -(1 << 16)  # the bits of an fp32 number that bf16 has
-
 EPSILON = 1e-8  # of AdamW
 
 Words = tuple[Tensor, Tensor]  # int32 [b, 1] of rows and [n] of columns, see `StochasticRounding`

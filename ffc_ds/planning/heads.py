@@ -58,7 +58,7 @@ def _class_weights(settings, device):
     logits = (size * rows * several * columns if kept else 0) + (4 * rows * several * width if half or not kept else 0)
     logits += found * rows * width
     # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
-    block = 8 + (size * (1 + states) if sampled else 0) + (4 * states if on_host else 0)
+    block = 8 + (size * (1 + states) if sampled else 0) + (size * states if on_host else 0)
     updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 0
     passing = max(updated * vectors, 2 * rows * several if half else 0)
     drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn

@@ -65,7 +65,7 @@ def compile_nets(
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
     if rank() == 0:
-        reason = str(error).strip().splitlines()[0] if error else "it failed on another rank"
+        reason = _first_line(error) if error else "it failed on another rank"
         say(f"the net cannot be compiled and runs as it is: {reason}" if failed else _done(time.monotonic() - begin))
     return not failed
 
@@ -78,8 +78,11 @@ def compile_head(head: Head) -> None:
             head.compile()
     except Exception as failure:  # of any type: it comes from a compiler
         if rank() == 0:
-            reason = str(failure).strip().splitlines()[0]
-            say(f"the update of the classes cannot be compiled and runs as it is: {reason}")
+            say(f"the update of the classes cannot be compiled and runs as it is: {_first_line(failure)}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
 def _done(seconds: float) -> str:

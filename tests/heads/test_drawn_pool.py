@@ -126,3 +126,26 @@ def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
         average = (images[identity] * first + newest) / (images[identity] + 1)
         torch.testing.assert_close(head.weights[identity], F.normalize(average, dim=0))
     assert torch.equal(head.weights[1], head.weights[2]), "nobody has seen them"
+
+
+def test_a_center_that_nobody_has_seen_begins_with_its_first_feature():
+    head = DrawnPool(HeadConfig(pool_size=SHARE), IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 50))
+    features = torch.randn(2, 3, DIM, generator=torch.Generator().manual_seed(2))
+    head.loss(features, np.arange(6).reshape(2, 3))
+    head.step(True, 0.1)
+    torch.testing.assert_close(head.weights[:6], F.normalize(features.flatten(0, 1), dim=1))
+
+
+def test_a_bf16_center_follows_a_long_average():
+    """Its steps are too small for the nearest bf16 number to change."""
+    images = np.full(IDENTITIES, 400)
+    head = DrawnPool(HeadConfig(pool_size=SHARE, dtype="bfloat16"), IDENTITIES, 64, CPU, images=images)
+    first, newest = F.normalize(torch.randn(2, 64, generator=torch.Generator().manual_seed(2)), dim=1)
+    head.prefill(np.arange(IDENTITIES), first.expand(IDENTITIES, 64))
+    for _ in range(100):
+        head.loss(newest.expand(2, 1, 64), np.array([[4], [4]]))
+        head.step(True, 0.1)
+    expected = first.clone()
+    for _ in range(100):
+        expected = F.normalize(400 * expected + newest, dim=0)
+    assert F.cosine_similarity(head.weights[4].float(), expected, dim=0) > 0.999
