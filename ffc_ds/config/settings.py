@@ -170,10 +170,10 @@ class HeadConfig:
     pool_size: float = 0.1
     """ffc: class centers that a step compares with (drawn), or slots of the pool (lru); up to 1 a share of the
     identities, above it a number."""
-    center_momentum: float | Literal["auto"] = "auto"
+    center_momentum: float | Literal["auto"] = 0.5
     """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
-    auto is n / (n + 1) for an identity of n images: a center averages the features of some n steps that show it, which
-    is about an epoch with the instance loader."""
+    auto, for many images an identity: 0.5 at first, from the second epoch on n / (n + 1) for an identity of n images,
+    which averages the features of n steps that show it."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

@@ -26,8 +26,9 @@ UNSEEN = 0.5  # a random vector from before the first feature is shorter, a cent
 class DrawnPool(ClassHead):
     """A unit vector for each identity, the average of its features: after a step that shows it,
     center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`. auto is
-    n / (n + 1) for an identity that has n of the `images` (int64 [identities], by default one each), and 0 the first
-    time, unless the margin wants unit rows, which do not tell whether they were seen.
+    k / (k + 1) for an identity that has n of the `images` (int64 [identities], by default one each), k being how many
+    of them the first epoch has shown by now: from 1 to n. It is 0 the first time, unless the margin wants unit rows,
+    which do not tell whether they were seen.
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
     The centers are those of before the step. Until an identity was seen its center is random and short, as a class
@@ -47,7 +48,8 @@ class DrawnPool(ClassHead):
         images: np.ndarray | None = None,
     ):
         super().__init__(config, identities, dim, device, seed, accumulation, trained=False)
-        self._images = None if images is None else to_device(images[self.start : self.end].astype(np.int32), device)
+        images = np.ones(identities, np.int32) if images is None else images.astype(np.int32)
+        self._images, self._all_images = to_device(images[self.start : self.end], device), int(images.sum())
         rounded = self.weights.dtype == torch.bfloat16  # a long average moves in steps that it could not say otherwise
         self._rounding = StochasticRounding(("weights",), dim, device) if rounded else None
         self.pool = max(1, min(slots_of_pool(config.pool_size, identities), identities))
@@ -77,7 +79,8 @@ class DrawnPool(ClassHead):
         """For rows int64 [u] and their present centers [u, dim]: fp32 [u, 1], or one for all."""
         if self.config.center_momentum != "auto":
             return self.config.center_momentum
-        images = 1 if self._images is None else self._images[rows, None].float()
+        shown = self.steps * sum(len(labels) for labels, _ in self._seen) / self._all_images
+        images = (self._images[rows, None] * min(shown, 1.0)).clamp_min_(1.0)
         seen = centers.norm(dim=1, keepdim=True) > UNSEEN
         return seen * images / (images + 1)
 

@@ -119,6 +119,7 @@ def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
     head = DrawnPool(config, IDENTITIES, DIM, CPU, images=images)
     first, newest = F.normalize(torch.randn(2, DIM, generator=torch.Generator().manual_seed(2)), dim=1)
     head.prefill(np.arange(IDENTITIES), first.expand(IDENTITIES, DIM))
+    head.steps = images.sum()  # beyond the first epoch
     labels = np.array([[0, 4, 4], [49, 49, 89]])
     head.loss(newest.expand(2, 3, DIM), labels)
     head.step(True, 0.1)
@@ -128,8 +129,18 @@ def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
     assert torch.equal(head.weights[1], head.weights[2]), "nobody has seen them"
 
 
+def test_in_the_first_epoch_a_center_averages_what_was_shown_so_far():
+    head = DrawnPool(HeadConfig(center_momentum="auto"), IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 20))
+    centers, rows = F.normalize(torch.randn(2, DIM), dim=1), torch.tensor([0, 1])
+    head._seen = [(np.zeros(30, np.int64), None)]
+    for epochs, images in ((0, 1), (1 / 20, 1), (1 / 4, 5), (1, 20), (7, 20)):
+        head.steps = epochs * 20 * IDENTITIES / 30
+        torch.testing.assert_close(head._momenta(rows, centers), torch.full((2, 1), images / (images + 1)))
+
+
 def test_a_center_that_nobody_has_seen_begins_with_its_first_feature():
-    head = DrawnPool(HeadConfig(pool_size=SHARE), IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 50))
+    config = HeadConfig(pool_size=SHARE, center_momentum="auto")
+    head = DrawnPool(config, IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 50))
     features = torch.randn(2, 3, DIM, generator=torch.Generator().manual_seed(2))
     head.loss(features, np.arange(6).reshape(2, 3))
     head.step(True, 0.1)
@@ -138,8 +149,9 @@ def test_a_center_that_nobody_has_seen_begins_with_its_first_feature():
 
 def test_a_bf16_center_follows_a_long_average():
     """Its steps are too small for the nearest bf16 number to change."""
-    images = np.full(IDENTITIES, 400)
-    head = DrawnPool(HeadConfig(pool_size=SHARE, dtype="bfloat16"), IDENTITIES, 64, CPU, images=images)
+    config = HeadConfig(pool_size=SHARE, center_momentum="auto", dtype="bfloat16")
+    head = DrawnPool(config, IDENTITIES, 64, CPU, images=np.full(IDENTITIES, 400))
+    head.steps = 400 * IDENTITIES
     first, newest = F.normalize(torch.randn(2, 64, generator=torch.Generator().manual_seed(2)), dim=1)
     head.prefill(np.arange(IDENTITIES), first.expand(IDENTITIES, 64))
     for _ in range(100):
