@@ -1,5 +1,7 @@
 """Compiled updates of class rows give what they give as they are, on blocks of any number of rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def weights_after(name, compiled, optim="sgd", **settings):
     device = torch.device("cpu")
     config = HeadConfig(name, workspace_mb=1, **settings)
     head = build_head(config, ClassOptimConfig(optim), CLASSES, DIM, MicroBatches(ROWS, 2 * ROWS), device, seed=1)
-    head.settings.__dict__["workspace_bytes"] = 64 * 1024  # several blocks, the last one shorter
+    head.settings = replace(head.settings, workspace_bytes=64 * 1024)  # several blocks, the last one shorter
     if compiled:
         head.compile()
     counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
