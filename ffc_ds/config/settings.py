@@ -170,10 +170,10 @@ class HeadConfig:
     pool_size: float = 0.1
     """ffc: class centers that a step compares with (drawn), or slots of the pool (lru); up to 1 a share of the
     identities, above it a number."""
-    center_momentum: float | Literal["auto"] = 0.5
+    center_momentum: float | Literal["auto"] = "auto"
     """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
-    auto, for many images an identity: 0.5 at first, from the second epoch on n / (n + 1) for an identity of n images,
-    which averages the features of n steps that show it."""
+    auto: 0.5 for an identity of up to three images, (n - 1) / (n + 1) for one of n, which is an average that spans an
+    epoch; in the first epoch n are those that it has shown so far."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

@@ -20,15 +20,16 @@ from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
 from ffc_ds.heads.stochastic_rounding import StochasticRounding
 
+SHORTEST_SPAN = 3.0  # features in an average, whose momentum is 0.5 then
 UNSEEN = 0.5  # a random vector from before the first feature is shorter, a center is of length 1
 
 
 class DrawnPool(ClassHead):
     """A unit vector for each identity, the average of its features: after a step that shows it,
     center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`. auto is
-    k / (k + 1) for an identity that has n of the `images` (int64 [identities], by default one each), k being how many
-    of them the first epoch has shown by now: from 1 to n. It is 0 the first time, unless the margin wants unit rows,
-    which do not tell whether they were seen.
+    (k - 1) / (k + 1), an average that spans k features, but 0.5 or more, for an identity that has n of the `images`
+    (int64 [identities], by default one each), k being how many of them the first epoch has shown by now: up to n. It
+    is 0 the first time, unless the margin wants unit rows, which do not tell whether they were seen.
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
     The centers are those of before the step. Until an identity was seen its center is random and short, as a class
@@ -80,9 +81,9 @@ class DrawnPool(ClassHead):
         if self.config.center_momentum != "auto":
             return self.config.center_momentum
         shown = self.steps * sum(len(labels) for labels, _ in self._seen) / self._all_images
-        images = (self._images[rows, None] * min(shown, 1.0)).clamp_min_(1.0)
+        span = (self._images[rows, None] * min(shown, 1.0)).clamp_min_(SHORTEST_SPAN)
         seen = centers.norm(dim=1, keepdim=True) > UNSEEN
-        return seen * images / (images + 1)
+        return seen * (span - 1) / (span + 1)
 
     def _move(self, rows: Tensor, centers: Tensor) -> None:
         if self._rounding is None:

@@ -112,8 +112,8 @@ def test_a_pool_of_a_number_and_of_everybody():
     assert DrawnPool(HeadConfig(pool_size=500), IDENTITIES, DIM, CPU).pool == IDENTITIES
 
 
-def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
-    """Those of everybody begin alike; the same new feature moves that of one image most."""
+def test_a_center_averages_the_features_of_an_epoch():
+    """Those of everybody begin alike; the same new feature moves that of few images most."""
     images = np.arange(IDENTITIES) + 1
     config = HeadConfig(pool_size=SHARE, prefill=1.0, center_momentum="auto")
     head = DrawnPool(config, IDENTITIES, DIM, CPU, images=images)
@@ -124,7 +124,8 @@ def test_a_center_averages_about_as_many_features_as_its_identity_has_images():
     head.loss(newest.expand(2, 3, DIM), labels)
     head.step(True, 0.1)
     for identity in (0, 4, 49, 89):
-        average = (images[identity] * first + newest) / (images[identity] + 1)
+        momentum = (max(images[identity], 3) - 1) / (max(images[identity], 3) + 1)
+        average = momentum * first + (1 - momentum) * newest
         torch.testing.assert_close(head.weights[identity], F.normalize(average, dim=0))
     assert torch.equal(head.weights[1], head.weights[2]), "nobody has seen them"
 
@@ -133,9 +134,9 @@ def test_in_the_first_epoch_a_center_averages_what_was_shown_so_far():
     head = DrawnPool(HeadConfig(center_momentum="auto"), IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 20))
     centers, rows = F.normalize(torch.randn(2, DIM), dim=1), torch.tensor([0, 1])
     head._seen = [(np.zeros(30, np.int64), None)]
-    for epochs, images in ((0, 1), (1 / 20, 1), (1 / 4, 5), (1, 20), (7, 20)):
+    for epochs, momentum in ((0, 0.5), (1 / 20, 0.5), (1 / 4, 4 / 6), (1, 19 / 21), (7, 19 / 21)):
         head.steps = epochs * 20 * IDENTITIES / 30
-        torch.testing.assert_close(head._momenta(rows, centers), torch.full((2, 1), images / (images + 1)))
+        torch.testing.assert_close(head._momenta(rows, centers), torch.full((2, 1), momentum))
 
 
 def test_a_center_that_nobody_has_seen_begins_with_its_first_feature():
@@ -159,5 +160,5 @@ def test_a_bf16_center_follows_a_long_average():
         head.step(True, 0.1)
     expected = first.clone()
     for _ in range(100):
-        expected = F.normalize(400 * expected + newest, dim=0)
+        expected = F.normalize(399 * expected + 2 * newest, dim=0)
     assert F.cosine_similarity(head.weights[4].float(), expected, dim=0) > 0.999
