@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
+from ffc_ds.benchmark.curves import draw_curves
 from ffc_ds.benchmark.dot_chart import dot_chart
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table, this_command, this_machine
 from ffc_ds.benchmark.training_cell import Cell, train_cell
@@ -41,7 +42,7 @@ def run_accuracy(
     """Train every system with the same net, data, images and seeds, and compare what they learn.
 
     What a cell of the tables found lies in OUTPUT/RECIPE/CELL.json as soon as it ends, and is not run again: the
-    command can be stopped and started at will. It writes OUTPUT/RECIPE.md and a figure.
+    command can be stopped and started at will. It writes OUTPUT/RECIPE.md and figures.
 
     Args:
         recipe: `every`, settings of all cells; `experiments`, by title `seeds` and `cells`, by label their settings.
@@ -142,8 +143,9 @@ def _lines(seeds: int, cells: dict[str, dict]) -> dict[str, list[Cell]]:
 
 
 def write_tables(name: str, experiments: list[Experiment], output: Path) -> None:
-    """OUTPUT/NAME.md and NAME.png from the cells that are there."""
-    parts, panels, commands, last, told = [], {}, {}, None, None
+    """OUTPUT/NAME.md and NAME.png from the cells that are there, and NAME_curves.png if some were verified on their
+    way."""
+    parts, panels, curves, commands, last, told = [], {}, {}, {}, None, None
     for experiment in experiments:
         rows, panel, machines = [], {}, set()
         for label, cells in experiment.lines.items():
@@ -155,6 +157,9 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
                 commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
                 panel[label] = [100 * each["trained"]["accuracy"] for each in found]
+                if len(found[0]["curve"]) > 2:  # seeds verify at the same steps
+                    mean = np.mean([each["curve"] for each in found], axis=0)
+                    curves.setdefault(experiment.title, {})[label] = mean[:, [0, 2]]
         if rows and len(rows) >= min(2, len(experiment.lines)):  # until then there is nothing to compare
             panels[experiment.title] = panel
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
@@ -165,9 +170,13 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     if not parts:
         return
     dot_chart(panels, "accuracy, %", output / f"{name}.png")
+    figures = [f"![accuracy]({name}.png)"]
+    if curves:
+        draw_curves(curves, ["images seen"] * len(curves), output / f"{name}_curves.png")
+        figures.append(f"![accuracy over images]({name}_curves.png)")
     about = "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."
     made = how_it_was_made(commands, last["versions"], last["machine"])
-    text = "\n\n".join([f"# Comparison by accuracy: {name}", about, f"![accuracy]({name}.png)", *parts, made])
+    text = "\n\n".join([f"# Comparison by accuracy: {name}", about, *figures, *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
 
 

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ffc_ds.benchmark.accuracy import read_recipe, train_cells
+from ffc_ds.benchmark.curves import draw_curves
 from ffc_ds.benchmark.pages import how_it_was_made, markdown_table
 from ffc_ds.config.paths import find_file
-from ffc_ds.evaluation.figures import DPI
 
 COLUMNS = ["", "accuracy at the end, %", "images/s", "training, min", "as good as {first} after, min", "speed-up"]
 COLUMNS += ["memory a rank, GiB"]
@@ -96,15 +95,9 @@ def time_to(curve: list[list[float]], level: float) -> float | None:
 
 def draw_race(found: dict[str, dict], path: Path) -> None:
     """Two panels, a curve a head in each: over minutes, and over images."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = (("minutes of training", 1, 60), ("million images seen", 0, 1e6))
-    for axes, (what, column, unit) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        for label, each in found.items():
-            curve = np.array(each["curve"])
-            axes.plot(curve[:, column] / unit, 100 * curve[:, 2], label=label, marker="o", markersize=3)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(what)
-    figure.axes[0].set_ylabel("verification accuracy, %")
-    figure.axes[0].legend(loc="lower right")
-    figure.savefig(path, dpi=DPI)
+    curves = {label: np.array(each["curve"]) / [1e6, 60, 1] for label, each in found.items()}
+    panels = {
+        title: {label: curve[:, [column, 2]] for label, curve in curves.items()}
+        for title, column in (("over time", 1), ("over images", 0))
+    }
+    draw_curves(panels, ["minutes of training", "million images seen"], path)

@@ -45,7 +45,15 @@ def count_backbone(settings: PlanSettings) -> Backbone:
     """Run the net on tensors that have a shape and a type but no memory. Raises UserError if it cannot be built."""
     overrides = json.dumps(settings.overrides, default=str)
     net = settings.backbone, settings.image_size, settings.embedding_size, overrides, DTYPES[settings.dtype]
-    return _count(*net, settings.zero >= 2, settings.batch_size)
+    keeping = _count(*net, False, settings.batch_size)
+    if settings.zero < 2 or _are_one_message(settings, keeping.parameters):
+        return keeping
+    return _count(*net, True, settings.batch_size)
+
+
+def _are_one_message(settings: PlanSettings, parameters: int) -> bool:
+    """As training/gradients_at_once.py decides it."""
+    return settings.zero in (1, 2) and parameters <= settings.bucket_size
 
 
 @lru_cache
@@ -58,7 +66,7 @@ def _count(name, image_size, embedding_size, overrides, dtype, frees_gradients, 
         net = build() if real is None else _without_memory(real)
         for parameter in net.parameters():  # buffers stay fp32, as DeepSpeed leaves them
             parameter.data = parameter.data.to(dtype)
-            if frees_gradients and parameter.requires_grad:  # ZeRO-2 moves each gradient into its bucket
+            if frees_gradients and parameter.requires_grad:  # it is moved into a bucket
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         once, twice = (_bytes(net, image_size, dtype, factor * batch_size) for factor in (1, 2))
         with FlopCounterMode(display=False) as counter:
@@ -102,7 +110,9 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     number, size, states = backbone.parameters, BYTES[settings.dtype], 4 * STATES[settings.optimizer]
     ranks, stage = settings.gpus, settings.zero
     share = number / ranks if stage else number
-    bucket = size * (settings.bucket_size + share) if stage else 0
+    together = _are_one_message(settings, number)
+    gradients = size * (number if stage < 2 or together else 0)
+    bucket = size * (settings.bucket_size + share) if stage and not together else 0
     # Stage 3 gathers weights to use them, a prefetched part twice for a moment, and keeps those of so small a net.
     gathered = size * (number + min(number, PREFETCH)) if stage == 3 and ranks > 1 else 0
     weights = gathered + (size * share if stage == 3 else size * number)
@@ -111,10 +121,10 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     follower = (size + average) * (share if stage == 3 else number)
     # What is reduced is copied once more, when backward has let go of the activations.
     reduced = min(number, settings.bucket_size) if stage else number
-    copied = size * reduced if ranks > 1 else 0
+    copied = size * (reduced + together * share) if ranks > 1 else size * together * number
     return {
         "backbone weights": weights,
-        "backbone gradients": bucket + (size * number if stage < 2 else 0),
+        "backbone gradients": gradients + bucket,
         "backbone optimizer": master + states * share,
         "gallery net": follower if gallery else 0,
         "average of the weights": follower if settings.average else 0,

@@ -31,7 +31,7 @@ from ffc_ds.training.backbone_state import BackboneCopy, BackboneState
 from ffc_ds.training.compilation import compile_nets
 from ffc_ds.training.follower import Follower
 from ffc_ds.training.gallery import Gallery
-from ffc_ds.training.gradient_norm import look_at_all_at_once
+from ffc_ds.training.gradients_at_once import deal_with_all_at_once
 from ffc_ds.training.operators import watch_builds
 from ffc_ds.training.weight_average import WeightAverage
 
@@ -156,7 +156,7 @@ class Engine:
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             # ZeRO would apply a non-finite gradient unless it computes in fp16.
             self._engine.optimizer.check_grad_overflow = True
-        look_at_all_at_once(self._engine.optimizer)
+        deal_with_all_at_once(self._engine.optimizer)
         self._plain_norm = 0.0
         self._keep_refusing()
         followers = {kind: self._make_follower(net, settings, kind, momenta[kind]) for kind, net in copies.items()}

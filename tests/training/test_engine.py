@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from tests.warm import Call, environment, run_warm
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 ROWS, CLIP = 12, 1e-3
+BUFFER = re.compile("running_|num_batches")
 
 
 def engine_for(name, accumulation=1, batch_norm=False, optimizer="sgd"):
@@ -105,6 +107,41 @@ def test_gradients_are_those_of_one_process():
         assert alone.keys() == together.keys()
         for key, value in alone.items():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+
+
+def by_both_ways(name, accumulation):
+    """What two steps make of the weights, all gradients as one tensor and one by one as DeepSpeed does; how many there
+    were in that tensor."""
+    from ffc_ds.training import gradients_at_once
+
+    found, sizes = [], []
+    own_part = gradients_at_once._own_part
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradients_at_once, "_own_part", lambda *args: (own := own_part(*args), sizes.append(len(own)))[0])
+        for one_by_one in (False, True):
+            if one_by_one:
+                patched.setattr(gradients_at_once, "_are_one_message", lambda optimizer: False)
+            engine = engine_for(name, accumulation, batch_norm=True)
+            for micro in range(2 * accumulation):
+                engine.backward(loss_of(engine, seed=micro) * 1e-2)
+                applied = engine.step(0.1)
+            assert applied
+            found.append((engine.weights(), engine.gradient_norm))
+    return *found, sizes
+
+
+def each_by_both_ways():
+    names = ("zero1", "zero2", "bf16")
+    return {(name, micro): by_both_ways(name, micro) for name in names for micro in (1, 2)}
+
+
+def test_all_gradients_at_once_give_what_deepspeed_makes_of_each():
+    for key, ((together, norm), (one_by_one, expected), sizes) in run_ranks(2, each_by_both_ways)[0].items():
+        whole = sum(value.numel() for name, value in together.items() if not BUFFER.search(name))
+        assert len(sizes) == (2 if key[0] == "zero1" else 2 * key[1]), "reductions of which all were at once"
+        assert whole <= 2 * sizes[0] < whole + 8, f"{key}: half of all, and what makes it even"
+        assert norm == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-7, msg=str(key))
 
 
 @pytest.mark.parametrize(
