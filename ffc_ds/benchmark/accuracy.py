@@ -147,7 +147,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     way."""
     parts, panels, curves, commands, last, told = [], {}, {}, {}, None, None
     for experiment in experiments:
-        rows, panel, machines = [], {}, set()
+        rows, panel, ways, machines = [], {}, {}, set()
         for label, cells in experiment.lines.items():
             paths = [output / name / f"{cell.name}.json" for cell in cells]
             found = [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -157,11 +157,11 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
                 commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
                 panel[label] = [100 * each["trained"]["accuracy"] for each in found]
-                if len(found[0]["curve"]) > 2:  # seeds verify at the same steps
-                    mean = np.mean([each["curve"] for each in found], axis=0)
-                    curves.setdefault(experiment.title, {})[label] = mean[:, [0, 2]]
+                ways[label] = np.array(found[0]["curve"])[:, [0, 2]]  # of the first seed
         if rows and len(rows) >= min(2, len(experiment.lines)):  # until then there is nothing to compare
             panels[experiment.title] = panel
+            if max(map(len, ways.values())) > 2:  # verified on the way
+                curves[experiment.title] = ways
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
             data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} rank".format(**last)
             data = f"{data}{'s' * (last['ranks'] > 1)}, on {' and '.join(sorted(machines))}.\n\n"

@@ -172,8 +172,8 @@ class HeadConfig:
     identities, above it a number."""
     center_momentum: float | Literal["auto"] = "auto"
     """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
-    auto: 0.5 for an identity of up to three images, (n - 1) / (n + 1) for one of n, which is an average that spans an
-    epoch; in the first epoch n are those that it has shown so far."""
+    auto, with the instance loader: 0.5 for an identity of up to three images, (n - 1) / (n + 1) for one of n, which is
+    an average that spans an epoch, and in the first epoch n are those that it has shown so far; 0.5 with the others."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

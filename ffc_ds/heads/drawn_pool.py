@@ -20,7 +20,7 @@ from ffc_ds.heads.sampled_columns import sampled_columns
 from ffc_ds.heads.sampled_rows import Sample
 from ffc_ds.heads.stochastic_rounding import StochasticRounding
 
-SHORTEST_SPAN = 3.0  # features in an average, whose momentum is 0.5 then
+SHORTEST_SPAN = 3.0  # features: a momentum of (3 - 1) / (3 + 1) = 0.5
 UNSEEN = 0.5  # a random vector from before the first feature is shorter, a center is of length 1
 
 

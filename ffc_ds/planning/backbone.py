@@ -46,13 +46,13 @@ def count_backbone(settings: PlanSettings) -> Backbone:
     overrides = json.dumps(settings.overrides, default=str)
     net = settings.backbone, settings.image_size, settings.embedding_size, overrides, DTYPES[settings.dtype]
     keeping = _count(*net, False, settings.batch_size)
-    if settings.zero < 2 or _are_one_message(settings, keeping.parameters):
+    if settings.zero < 2 or _fit_together(settings, keeping.parameters):
         return keeping
     return _count(*net, True, settings.batch_size)
 
 
-def _are_one_message(settings: PlanSettings, parameters: int) -> bool:
-    """As training/gradients_at_once.py decides it."""
+def _fit_together(settings: PlanSettings, parameters: int) -> bool:
+    """As training/gradients_at_once.py decides it, for the project's ds_configs without offload."""
     return settings.zero in (1, 2) and parameters <= settings.bucket_size
 
 
@@ -110,7 +110,7 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     number, size, states = backbone.parameters, BYTES[settings.dtype], 4 * STATES[settings.optimizer]
     ranks, stage = settings.gpus, settings.zero
     share = number / ranks if stage else number
-    together = _are_one_message(settings, number)
+    together = _fit_together(settings, number)
     gradients = size * (number if stage < 2 or together else 0)
     bucket = size * (settings.bucket_size + share) if stage and not together else 0
     # Stage 3 gathers weights to use them, a prefetched part twice for a moment, and keeps those of so small a net.

@@ -87,13 +87,11 @@ def remedies(settings: PlanSettings, backbone: Backbone) -> list[str]:
         slots = _last(lambda n: fits(pool_size=n), view, max(settings.slots, view))
         if slots:
             found.append(f"a pool of at {'most' if slots > view else 'least'} {slots:,} slots (head.pool_size {slots})")
-    quarter = backbone.parameters // 4
     half, on_host = {"head_dtype": "bfloat16"}, {"class_memory": "host"}
     changes = {"head.dtype bfloat16": half, "class_optim.memory host": on_host}
     if not any(fits(**change) for change in changes.values()):
         changes["head.dtype bfloat16 and class_optim.memory host"] = half | on_host
     changes |= {
-        f"zero_optimization.reduce_bucket_size {quarter}": {"bucket_size": quarter},
         "ZeRO stage 2": {"zero": max(2, settings.zero)},
         "--head.name ffc": {"head": "ffc"},
         "--head.name ffc --head.pool lru": {"head": "ffc", "pool": "lru"},

@@ -105,6 +105,8 @@ def read_deepspeed_config(config: Config) -> dict:
         raise UserError(
             f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."
         )
+    if settings.get("managed_gradient_accumulation") is False:
+        raise UserError(f"{path}: leave `managed_gradient_accumulation` out, train.accumulation is about that.")
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
     # make the host wait for the device twice a micro-batch.
     defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}

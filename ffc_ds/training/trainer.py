@@ -84,7 +84,8 @@ class Trainer:
         self.at_once = 2 * rows // world_size()  # images of both views that this rank sees in a micro-batch
         batches = MicroBatches(rows, self.sampler.most_identities(rows), self.accumulation)
         sizes = self.index.identities, dim, batches
-        self.head = build_head(config.head, config.class_optim, *sizes, self.device, config.seed, self.index.counts)
+        images = self.index.counts if config.loader == "instance" else None  # the others show everybody alike, or pairs
+        self.head = build_head(config.head, config.class_optim, *sizes, self.device, config.seed, images)
         set_seed(config.seed)
         backbone = together(lambda: build_backbone(**backbone_settings(config)))
         momentum = (config.head.gallery_momentum or None) if self.head.wants_gallery else None

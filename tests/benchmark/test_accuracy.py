@@ -24,8 +24,8 @@ RECIPE = {
 }
 
 
-RECIPES = {"accuracy_generated": 15, "accuracy_lfw": 46, "gap": 14, "growing_lfw": 19}
-RECIPES |= {"lfw_long": 29, "race": 6}
+RECIPES = {"accuracy_generated": 15, "accuracy_lfw": 54, "gap": 32, "growing_lfw": 25}
+RECIPES |= {"lfw_long": 37, "race": 6}
 
 
 @pytest.fixture
@@ -55,9 +55,13 @@ def test_a_comparison_runs_each_cell_once_and_keeps_it(recipe, tmp_path, monkeyp
     for label in ("## Systems", "| pool |", "## Pools", "| half |", " ± "):
         assert label in text
     assert (tmp_path / "results" / "tiny.png").stat().st_size > 1000
+    assert "curves" not in text
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a cell that is there was run again"))
+    cells[0].write_text(json.dumps(found[0] | {"curve": [[0, 0.0, 0.5], [30, 1.0, 0.6], [60, 2.0, 0.7]]}))
     run_accuracy(str(recipe), ("train.steps=3",), 1, **folders)
+    assert "(tiny_curves.png)" in (tmp_path / "results" / "tiny.md").read_text()
+    assert (tmp_path / "results" / "tiny_curves.png").stat().st_size > 1000
     with pytest.raises(UserError, match="cannot be compared with this one: ranks is 1 there and 2 here"):
         run_accuracy(str(recipe), ("train.steps=3",), 2, **folders)
     cells[0].unlink()

@@ -1,10 +1,13 @@
 """Every system through the launcher, on two ranks; class weights go on from a checkpoint bit for bit."""
 
+import json
+
 import numpy as np
 import pytest
 
-from tests.launched import class_state, losses, metrics, train_tiny
+from tests.launched import ROOT, class_state, losses, metrics, train, train_tiny
 
+QUICKSTART = str(ROOT / "launch" / "recipes" / "quickstart.yaml")
 IMAGES = ("--data.loader", "id", "--data.images_per_identity", "4")
 WITH_STATE = ("--head.margin", "adaface", "--head.sub_centers", "2")
 SYSTEMS = {
@@ -26,6 +29,16 @@ def test_class_weights_go_on_from_a_checkpoint(tmp_path, name):
     for key, value in class_state(tmp_path / "resumed" / end).items():
         np.testing.assert_array_equal(value, last[key], err_msg=key)
     assert not np.array_equal(first["head.weights"], last["head.weights"])
+
+
+@pytest.mark.parametrize("name", ["full_fc", "partial_fc", "virtual_fc", "metric", "ffc"])
+def test_a_name_alone_makes_a_sensible_run_of_a_recipe(tmp_path, name):
+    small = ("--model.overrides", "{width: 0.125, depth: [1, 1, 1, 1]}", "--train.steps", "100", "--eval.every", "0")
+    own = ("--head.group_identities", "10") * (name == "virtual_fc")  # 100 are for larger sets, as its refusal says
+    done = train(2, "--config", QUICKSTART, "--head.name", name, *own, *small, "--output_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["untrained"]["auc"] < 0.6 and results["trained"]["auc"] > results["untrained"]["auc"] + 0.1
 
 
 def test_metric_learning_runs_to_the_end(tmp_path):

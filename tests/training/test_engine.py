@@ -22,17 +22,24 @@ ROWS, CLIP = 12, 1e-3
 BUFFER = re.compile("running_|num_batches")
 
 
-def engine_for(name, accumulation=1, batch_norm=False, optimizer="sgd"):
+def engine_for(name, accumulation=1, batch_norm=False, optimizer="sgd", groups=False):
+    """groups: the first weights are frozen, the next ones learn at another rate than the rest."""
     from ffc_ds.training.engine import Engine
 
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(rank()))
-    config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json"))
+    config = Config(deepspeed=str(DS_CONFIGS / f"{name}.json" if isinstance(name, str) else name))
     config.data.batch_size, config.train.accumulation = ROWS * accumulation, accumulation
     config.optim.name = optimizer
     config.optim.lr, config.optim.weight_decay, config.optim.clip = 0.1, 0.0, CLIP
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return Engine(config, build_backbone("vit", 16, 8, batch_norm=batch_norm, **small), gallery_momentum=0.9)
+    net = build_backbone("vit", 16, 8, batch_norm=batch_norm, **small)
+    slow = []
+    if groups:
+        frozen, *slow = [name for name, _ in net.named_parameters()][:5]
+        net.get_parameter(frozen).requires_grad_(False)
+        config.optim.backbone_lr_factor = 0.5
+    return Engine(config, net, gallery_momentum=0.9, from_weights=slow)
 
 
 def images(seed):
@@ -109,39 +116,68 @@ def test_gradients_are_those_of_one_process():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
-def by_both_ways(name, accumulation):
-    """What two steps make of the weights, all gradients as one tensor and one by one as DeepSpeed does; how many there
-    were in that tensor."""
+def by_both_ways(name, accumulation, groups):
+    """What two steps make of the weights, gradients all at once, and one by one as DeepSpeed does; and the lengths of
+    what was averaged at once."""
     from ffc_ds.training import gradients_at_once
 
-    found, sizes = [], []
-    own_part = gradients_at_once._own_part
+    found, lengths, own_part = [], [], gradients_at_once._own_part
+
+    def noted(*arguments):
+        lengths.append(len(own := own_part(*arguments)))
+        return own
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gradients_at_once, "_own_part", lambda *args: (own := own_part(*args), sizes.append(len(own)))[0])
-        for one_by_one in (False, True):
-            if one_by_one:
-                patched.setattr(gradients_at_once, "_are_one_message", lambda optimizer: False)
-            engine = engine_for(name, accumulation, batch_norm=True)
+        patched.setattr(gradients_at_once, "_own_part", noted)
+        for fits in (gradients_at_once._fit_together, lambda optimizer: False):
+            patched.setattr(gradients_at_once, "_fit_together", fits)
+            engine = engine_for(name, accumulation, batch_norm=True, groups=groups)
             for micro in range(2 * accumulation):
                 engine.backward(loss_of(engine, seed=micro) * 1e-2)
                 applied = engine.step(0.1)
             assert applied
             found.append((engine.weights(), engine.gradient_norm))
-    return *found, sizes
+    return *found, lengths
 
 
 def each_by_both_ways():
-    names = ("zero1", "zero2", "bf16")
-    return {(name, micro): by_both_ways(name, micro) for name in names for micro in (1, 2)}
+    cases = [(name, micro, False) for name in ("zero1", "zero2", "bf16") for micro in (1, 2)] + [("zero2", 1, True)]
+    return {case: by_both_ways(*case) for case in cases}
 
 
-def test_all_gradients_at_once_give_what_deepspeed_makes_of_each():
-    for key, ((together, norm), (one_by_one, expected), sizes) in run_ranks(2, each_by_both_ways)[0].items():
-        whole = sum(value.numel() for name, value in together.items() if not BUFFER.search(name))
-        assert len(sizes) == (2 if key[0] == "zero1" else 2 * key[1]), "reductions of which all were at once"
-        assert whole <= 2 * sizes[0] < whole + 8, f"{key}: half of all, and what makes it even"
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_all_gradients_at_once_give_what_deepspeed_makes_of_each(ranks):
+    for case, ((together, norm), (one_by_one, expected), lengths) in run_ranks(ranks, each_by_both_ways)[0].items():
+        name, micro, groups = case
+        assert len(lengths) == (4 if groups else 2 if name == "zero1" else 2 * micro), "only where it was to be"
+        if not groups:
+            whole = sum(value.numel() for key, value in together.items() if not BUFFER.search(key))
+            assert whole <= ranks * lengths[0] < whole + 8, f"{case}: a rank's share, and what makes shares even"
         assert norm == pytest.approx(expected, rel=1e-5)
-        torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-7, msg=str(key))
+        torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-7, msg=str(case))
+
+
+def its_own_ways(folder):
+    return {key: "process_gradients" in vars(engine_for(folder / f"{key}.json")._engine.optimizer) for key in OWN_WAYS}
+
+
+OWN_WAYS = {
+    "none": {},
+    "small": {"reduce_bucket_size": 1000},
+    "overlap_comm": {"overlap_comm": True},
+    "reduce_scatter": {"reduce_scatter": False},
+    "use_multi_rank_bucket_allreduce": {"use_multi_rank_bucket_allreduce": False},
+    "round_robin_gradients": {"round_robin_gradients": True},
+}
+
+
+def test_what_a_ds_config_asks_for_is_left_to_deepspeed(tmp_path):
+    settings = json.loads((DS_CONFIGS / "zero2.json").read_text())
+    for key, own in OWN_WAYS.items():
+        zero = settings["zero_optimization"] | own
+        (tmp_path / f"{key}.json").write_text(json.dumps(settings | {"zero_optimization": zero}))
+    for found in run_ranks(2, its_own_ways, tmp_path):
+        assert found == {key: key == "none" for key in OWN_WAYS}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +190,7 @@ def test_all_gradients_at_once_give_what_deepspeed_makes_of_each():
         ('{"optimizer": {"type": "AdamW", "params": {"betas": "auto"}}}', ["optimizer.params.betas", "auto"]),
         ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),
         ('{"checkpoint": {"load_universal": true}}', ["leave `checkpoint` out"]),
+        ('{"managed_gradient_accumulation": false}', ["managed_gradient_accumulation", "train.accumulation"]),
     ],
 )
 def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
