@@ -140,7 +140,7 @@ def sgd(net: nn.Module, classes: Iterable[nn.Parameter], cell: StepCell) -> torc
         {"params": list(net.parameters()), "weight_decay": optim.weight_decay, "nesterov": True},
         {"params": list(classes), "weight_decay": of_classes.weight_decay},
     ]
-    return torch.optim.SGD(groups, LEARNING_RATE, momentum=optim.momentum)
+    return torch.optim.SGD(groups, LEARNING_RATE, momentum=optim.momentum, fused=True)
 
 
 def compiles(net: nn.Module, cell: StepCell, device: torch.device, dtype: torch.dtype) -> bool:
