@@ -99,7 +99,10 @@ def _parts_row(cell: dict) -> list[str]:
 
 
 def draw_step(panels: dict[str, list[dict]], path: Path) -> None:
-    """Images/s over identities, a panel for each machine, type and net, on the fewest ranks measured."""
+    """Images/s over identities, a panel for each machine, type and net, on the fewest ranks measured. Those of one size
+    are left out if others have several."""
+    several = {title: cells for title, cells in panels.items() if len({cell["identities"] for cell in cells}) > 1}
+    panels = several or panels
     figure = Figure(figsize=(9, 0.4 + 4.2 * max(len(panels), 1)), layout="constrained")
     all_axes = figure.subplots(max(len(panels), 1), squeeze=False)[:, 0]
     for (title, cells), axes in zip(panels.items(), all_axes, strict=False):
@@ -112,7 +115,7 @@ def draw_step(panels: dict[str, list[dict]], path: Path) -> None:
             if line := _beside(cells, name):
                 axes.plot(*_speeds(line), style, label=name.replace("_", ", "))
         axes.set(xscale="log", xlabel="identities", ylabel="images/s of the whole step")
-        axes.set_title(f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}", fontsize="medium")
+        axes.set_title(f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}", fontsize="small")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
