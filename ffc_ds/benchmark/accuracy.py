@@ -172,6 +172,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     dot_chart(panels, "accuracy, %", output / f"{name}.png")
     figures = [f"![accuracy]({name}.png)"]
     if curves:
+        figures.append("On the way, of the first seed:")
         draw_curves(curves, ["images seen"] * len(curves), output / f"{name}_curves.png")
         figures.append(f"![accuracy over images]({name}_curves.png)")
     about = "Accuracy is the mean over seeds of 10-fold pair verification, and its standard deviation over seeds."

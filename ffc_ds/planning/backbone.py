@@ -111,8 +111,9 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     ranks, stage = settings.gpus, settings.zero
     share = number / ranks if stage else number
     together = _fit_together(settings, number)
-    gradients = size * (number if stage < 2 or together else 0)
-    bucket = size * (settings.bucket_size + share) if stage and not together else 0
+    gradients = size * number if stage < 2 or together else 0
+    # With ZeRO a rank's part of the mean gradient is kept over micro-batches.
+    averaged = size * (share if together else settings.bucket_size + share) if stage else 0
     # Stage 3 gathers weights to use them, a prefetched part twice for a moment, and keeps those of so small a net.
     gathered = size * (number + min(number, PREFETCH)) if stage == 3 and ranks > 1 else 0
     weights = gathered + (size * share if stage == 3 else size * number)
@@ -121,10 +122,10 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     follower = (size + average) * (share if stage == 3 else number)
     # What is reduced is copied once more, when backward has let go of the activations.
     reduced = min(number, settings.bucket_size) if stage else number
-    copied = size * (reduced + together * share) if ranks > 1 else size * together * number
+    copied = size * reduced if ranks > 1 or together else 0
     return {
         "backbone weights": weights,
-        "backbone gradients": gradients + bucket,
+        "backbone gradients": gradients + averaged,
         "backbone optimizer": master + states * share,
         "gallery net": follower if gallery else 0,
         "average of the weights": follower if settings.average else 0,
