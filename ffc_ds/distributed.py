@@ -81,7 +81,9 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 def join_launcher() -> torch.device:
     """Join the other processes of the launcher, if one started this process. Returns the device to compute on."""
     if "RANK" in os.environ:
-        from ffc_ds.training.engine import init_distributed  # takes seconds, and a process alone does not need it
+        from ffc_ds.training.process_group import (
+            init_distributed,  # takes seconds, and a process alone does not need it
+        )
 
         return init_distributed()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

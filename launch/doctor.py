@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     from ffc_ds.doctor.examination import examine
     from ffc_ds.doctor.finding import table
     from ffc_ds.errors import shared
-    from ffc_ds.training.engine import init_distributed
+    from ffc_ds.training.process_group import init_distributed
 
     findings = examine(config, init_distributed())
     if rank() == 0:

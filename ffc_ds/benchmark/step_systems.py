@@ -16,7 +16,8 @@ from ffc_ds.errors import UserError
 from ffc_ds.heads import build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.training.compilation import compile_head, compile_nets
-from ffc_ds.training.engine import Engine, same_again
+from ffc_ds.training.engine import Engine
+from ffc_ds.training.process_group import same_again
 from ffc_ds.training.report import backbone_settings
 
 FEW = 1000  # classes of the bare loop

@@ -52,7 +52,7 @@ def _on_rank(rank, cell, repeats, minutes, port, path, about):
     if cell.device == "cpu":  # also where there is a GPU
         place |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {key: str(value) for key, value in place.items()}
-    from ffc_ds.training.engine import init_distributed  # imports DeepSpeed, which looks for its device
+    from ffc_ds.training.process_group import init_distributed  # imports DeepSpeed, which looks for its device
 
     device = init_distributed()
     try:

@@ -10,7 +10,7 @@ from ffc_ds.planning.backbone import count_backbone
 from ffc_ds.planning.of_run import settings_of_run
 from ffc_ds.planning.plan import Plan, make_plan
 from ffc_ds.planning.settings import PlanSettings
-from ffc_ds.training.engine import check_deepspeed_config
+from ffc_ds.training.deepspeed_settings import check_deepspeed_config
 
 FEWEST = 2  # identities of a plan, as long as the data is not known
 

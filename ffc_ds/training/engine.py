@@ -1,125 +1,29 @@
-"""DeepSpeed's side of a run: the process group, the sharded backbone with its optimizer, the nets that follow it."""
+"""DeepSpeed's side of a run: the sharded backbone, how it takes a step, and the nets that follow it."""
 
 import copy
-import logging
 import math
-import os
-import sys
-import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig, DeepSpeedConfigError
-from deepspeed.utils import logger
 from torch import Tensor, nn
 
-from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
-from ffc_ds.distributed import TIMEOUT, all_reduce, host_share, rank, together, world_size
-from ffc_ds.errors import UserError
-from ffc_ds.launching import overruled_devices
+from ffc_ds.distributed import all_reduce, together, world_size
 from ffc_ds.models.hub_encoder import HubEncoder
 from ffc_ds.models.hub_source import check_half_precision
-from ffc_ds.progress import say
-from ffc_ds.rendezvous import meet
+from ffc_ds.training.backbone_optimizer import LR_FACTOR, backbone_optimizer, parameter_groups
 from ffc_ds.training.backbone_state import BackboneCopy, BackboneState
 from ffc_ds.training.compilation import compile_nets
+from ffc_ds.training.deepspeed_settings import dtype_of, read_deepspeed_config, refusals
 from ffc_ds.training.follower import Follower
 from ffc_ds.training.gallery import Gallery
 from ffc_ds.training.gradients_at_once import deal_with_all_at_once
-from ffc_ds.training.operators import watch_builds
 from ffc_ds.training.weight_average import WeightAverage
 
-logger.setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls
-watch_builds()
-if get_accelerator().device_name() == "cpu":
-    # Its all-reduce is for inference. It would be compiled for a minute and keep 66 MB of /dev/shm for each rank.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
 CHECKED = 8  # parameters, about
-LR_FACTOR = "lr_factor"  # of a group of parameters
 BITS = {2: torch.int16, 4: torch.int32}  # by bytes
-
-
-def init_distributed(timeout: timedelta = TIMEOUT) -> torch.device:
-    """Join the processes of the launcher, or stand alone without one. Returns this rank's device.
-
-    timeout: how long ranks wait for each other.
-    """
-    # DeepSpeed calls ninja by name, also when the environment that holds it is not activated.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    accelerator, store = get_accelerator(), meet()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if accelerator.device_name() == "cpu":
-        backend, device = "gloo", torch.device("cpu")
-    else:
-        if local_rank >= accelerator.device_count():
-            raise UserError(
-                f"more ranks than GPUs: there are {accelerator.device_count()} here. Lower --num_accelerators."
-            )
-        same_again(True)
-        accelerator.set_device(local_rank)
-        backend, device = accelerator.communication_backend_name(), torch.device(accelerator.device_name(local_rank))
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    del store
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # Otherwise every rank takes all cores, and all of them are several times slower for it.
-        torch.set_num_threads(max(1, round(len(os.sched_getaffinity(0)) / (host_share() * world_size()))))
-    if rank() == 0 and (devices := overruled_devices()):
-        say(devices)
-    return device
-
-
-def same_again(wanted: bool) -> None:
-    """Whether a GPU computes the same when a run is resumed, with slower algorithms, or may sum in any order."""
-    torch.backends.cudnn.deterministic = wanted
-    for fused_attention in ("flash", "mem_efficient", "cudnn"):  # its gradients are summed in any order
-        getattr(torch.backends.cuda, f"enable_{fused_attention}_sdp")(not wanted)
-
-
-def check_deepspeed_config(config: Config) -> None:
-    """Raise UserError for what `Engine` would raise it for, as far as it shows in the ds_config. After
-    `init_distributed`, which tells DeepSpeed how many ranks there are."""
-    settings = read_deepspeed_config(config)
-    with _refusals(config.deepspeed):
-        DeepSpeedConfig(settings)
-    optimizer = settings.get("optimizer", {"type": "SGD"})["type"]
-    if optimizer.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, optimizer):
-        raise UserError(f"{config.deepspeed}: neither DeepSpeed nor torch.optim has an optimizer {optimizer}.")
-
-
-def read_deepspeed_config(config: Config) -> dict:
-    """The ds_config of a run with its "auto" values filled in. Raises UserError if it is missing or contradicts."""
-    path = config.deepspeed
-    settings = fill_ds_config(read_ds_config(path), path, config, world_size())
-    if _dtype(settings) == torch.float16 and get_accelerator().device_name() == "cpu":
-        # Some CPUs can, at a fiftieth of the speed.
-        raise UserError(f"{path} asks for fp16, which is for GPUs: on a CPU use bf16 (bf16.json) or fp32 (zero2.json).")
-    if settings.get("checkpoint"):
-        raise UserError(
-            f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."
-        )
-    if settings.get("managed_gradient_accumulation") is False:
-        raise UserError(f"{path}: leave `managed_gradient_accumulation` out, train.accumulation is about that.")
-    # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
-    # make the host wait for the device twice a micro-batch.
-    defaults = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    return defaults | {"timers": {"throughput": {"enabled": False}}} | settings
-
-
-@contextmanager
-def _refusals(path: str) -> Iterator[None]:
-    """What DeepSpeed does not take is the user's to mend."""
-    try:
-        yield
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
-        raise UserError(f"DeepSpeed cannot work with {path}: {error}") from error
 
 
 class Engine:
@@ -139,7 +43,7 @@ class Engine:
     ):
         settings = together(lambda: read_deepspeed_config(config))
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
-        self.dtype, self._clip = _dtype(settings), settings["gradient_clipping"]
+        self.dtype, self._clip = dtype_of(settings), settings["gradient_clipping"]
         self._plain = self.zero_stage == 0 and self.dtype == torch.float32
         if self.dtype != torch.float32 and isinstance(model, HubEncoder):
             together(lambda: check_half_precision(model))
@@ -147,9 +51,9 @@ class Engine:
             settings["gradient_clipping"] = 0.0  # DeepSpeed would clip gradients that are no longer there
         momenta = {Gallery: gallery_momentum, WeightAverage: config.train.average or None}
         copies = {kind: copy.deepcopy(model).requires_grad_(False) for kind in momenta if momenta[kind] is not None}
-        parameters = _groups(model, from_weights, config.optim.backbone_lr_factor)
-        optimizer = None if "optimizer" in settings else _optimizer(config, parameters)
-        with _refusals(config.deepspeed):
+        parameters = parameter_groups(model, from_weights, config.optim.backbone_lr_factor)
+        optimizer = None if "optimizer" in settings else backbone_optimizer(config, parameters)
+        with refusals(config.deepspeed):
             self._engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=parameters, optimizer=optimizer, config=settings
             )
@@ -347,36 +251,3 @@ def _copy_all(sources: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
     """One launch for all floats and one for all counts, where a copy each would be hundreds."""
     for source, target in zip(sources, targets, strict=True):
         torch._foreach_copy_(target, source)
-
-
-def _dtype(settings: dict) -> torch.dtype:
-    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if settings.get(key, {}).get("enabled"):
-            return dtype
-    return torch.float32
-
-
-def _groups(model: nn.Module, from_weights: Collection[str], lr_factor: float) -> list:
-    """The parameters to train, apart where they learn at another rate; `step` gives each group its own."""
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if lr_factor == 1:
-        return list(named.values())
-    slow = [parameter for name, parameter in named.items() if name in from_weights]
-    fast = [parameter for name, parameter in named.items() if name not in from_weights]
-    groups = [{"params": fast, LR_FACTOR: 1.0}, {"params": slow, LR_FACTOR: lr_factor}]
-    return [group for group in groups if group["params"]]
-
-
-def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:
-    """Fused: one pass over weights, gradient and state, where torch otherwise takes one for each operation."""
-    chosen = config.optim
-    if chosen.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        lr=chosen.lr,
-        momentum=chosen.momentum,
-        weight_decay=chosen.weight_decay,
-        nesterov=chosen.momentum > 0,
-        fused=True,
-    )

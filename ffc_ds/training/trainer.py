@@ -25,14 +25,16 @@ from ffc_ds.training.agreement import agreed_identities, check_same_start, check
 from ffc_ds.training.compilation import compile_head, is_worth_compiling
 from ffc_ds.training.data import open_training_data
 from ffc_ds.training.data_watch import DataWatch
+from ffc_ds.training.deepspeed_settings import check_deepspeed_config
 from ffc_ds.training.divergence import Diverged, Divergence
-from ffc_ds.training.engine import Engine, check_deepspeed_config, init_distributed
+from ffc_ds.training.engine import Engine
 from ffc_ds.training.finished import is_finished
 from ffc_ds.training.identity import identity_of
 from ffc_ds.training.known_classes import take_known_classes
 from ffc_ds.training.meter import Meter
 from ffc_ds.training.preemption import Preemption
 from ffc_ds.training.prefill import prefill
+from ffc_ds.training.process_group import init_distributed
 from ffc_ds.training.profile import Profile
 from ffc_ds.training.report import backbone_settings, percent, table, versions, write_report, write_results
 from ffc_ds.training.run_lock import RunLock

@@ -4,18 +4,14 @@ import json
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import all_reduce, rank, world_size
-from ffc_ds.errors import UserError
 from ffc_ds.models import build_backbone
-from tests.launched import free_port
 from tests.ranks import run_ranks
-from tests.warm import Call, environment, run_warm
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 ROWS, CLIP = 12, 1e-3
@@ -180,74 +176,6 @@ def test_what_a_ds_config_asks_for_is_left_to_deepspeed(tmp_path):
         assert found == {key: key == "none" for key in OWN_WAYS}
 
 
-@pytest.mark.parametrize(
-    ("content", "mentions"),
-    [
-        (None, ["missing.json", "No such file"]),
-        ("{", ["not JSON"]),
-        ('{"train_batch_size": 7}', ["train_batch_size is 7", "12", "auto"]),
-        ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}', ["0.0001", "optim.lr 0.1"]),
-        ('{"optimizer": {"type": "AdamW", "params": {"betas": "auto"}}}', ["optimizer.params.betas", "auto"]),
-        ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),
-        ('{"checkpoint": {"load_universal": true}}', ["leave `checkpoint` out"]),
-        ('{"managed_gradient_accumulation": false}', ["managed_gradient_accumulation", "train.accumulation"]),
-    ],
-)
-def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
-    from ffc_ds.training.engine import read_deepspeed_config
-
-    path = tmp_path / "missing.json"
-    if content is not None:
-        path.write_text(content)
-    config = Config(deepspeed=str(path))
-    config.data.batch_size = ROWS
-    with pytest.raises(UserError) as caught:
-        read_deepspeed_config(config)
-    assert all(word in str(caught.value) for word in mentions), caught.value
-
-
-@pytest.mark.parametrize(
-    ("content", "mentions"),
-    [
-        ({"zero_optimization": {"stage": 7}}, ["stage", "7"]),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "large"}}, ["reduce_bucket_size", "large"]),
-        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, ["fp16"]),
-        ({"communication_data_type": 3}, ["DeepSpeed cannot work with"]),
-        ({"optimizer": {"type": "AdamX", "params": {}}}, ["optimizer AdamX"]),
-        ({"optimizer": {"type": "RAdam"}}, None),
-        ({"optimizer": {"type": "Adam", "params": {"lr": "auto"}}}, None),
-    ],
-)
-def test_what_deepspeed_would_not_take_is_known_before_there_is_a_net(tmp_path, content, mentions):
-    from ffc_ds.training.engine import check_deepspeed_config
-
-    path = tmp_path / "odd.json"
-    path.write_text(json.dumps(content))
-    config = Config(deepspeed=str(path))
-    config.data.batch_size = ROWS
-    if mentions is None:
-        check_deepspeed_config(config)
-        return
-    with pytest.raises(UserError) as caught:
-        check_deepspeed_config(config)
-    assert all(word in str(caught.value) for word in [str(path), *mentions]), caught.value
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_fp16_is_for_gpus_even_where_a_cpu_computes_in_it(monkeypatch, device):
-    from ffc_ds.training import engine
-
-    accelerator = SimpleNamespace(device_name=lambda: device, is_fp16_supported=lambda: True)
-    monkeypatch.setattr(engine, "get_accelerator", lambda: accelerator)
-    config = Config(deepspeed=str(DS_CONFIGS / "fp16.json"))
-    config.data.batch_size = ROWS
-    if device == "cuda":
-        assert engine.read_deepspeed_config(config)["fp16"]["enabled"]
-    else:
-        with pytest.raises(UserError, match=r"fp16.json asks for fp16.* bf16 \(bf16.json\) or fp32 \(zero2.json\)"):
-            engine.read_deepspeed_config(config)
-
-
 def refused_at_the_smallest_scale():
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
@@ -266,23 +194,3 @@ def refused_at_the_smallest_scale():
 
 def test_a_loss_that_is_not_finite_is_refused_also_where_the_loss_scale_cannot_fall_further():
     assert run_ranks(1, refused_at_the_smallest_scale) == [[True, False, False, False]]
-
-
-def threads_of(chosen):
-    from ffc_ds.training.engine import init_distributed
-
-    torch.set_num_threads(7)  # as many as torch takes by itself
-    init_distributed()
-    here = max(1, round(len(os.sched_getaffinity(0)) / 2))
-    assert torch.get_num_threads() == (7 if chosen else here)
-
-
-@pytest.mark.parametrize("chosen", [False, True])
-def test_ranks_share_the_cores_of_a_host(chosen):
-    """Unless the user has chosen. Each would take all of them, and all would wait for each other."""
-    job = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [environment(RANK=rank, LOCAL_RANK=rank, **job) for rank in ("0", "1")]
-    if not chosen:
-        ranks = [{key: value for key, value in each.items() if key != "OMP_NUM_THREADS"} for each in ranks]
-    ended = run_warm([Call(threads_of, (chosen,), each) for each in ranks], kill_others=True)
-    assert [each.code for each in ended] == [0, 0], ended
