@@ -162,7 +162,7 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
             panels[experiment.title] = panel
             if max(map(len, ways.values())) > 2:  # verified on the way
                 curves[experiment.title] = ways
-            heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "memory a rank, GiB", "seeds"]
+            heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "seeds"]
             data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} rank".format(**last)
             data = f"{data}{'s' * (last['ranks'] > 1)}, on {' and '.join(sorted(machines))}.\n\n"
             said, told = ("" if data == told else data), data
@@ -189,7 +189,6 @@ def _row(found: list[dict]) -> list[str]:
         f"{np.mean(accuracy):.2f}{spread}",
         _mean([each["tar_at_far"]["0.01"] for each in trained], ".3f"),
         _mean([each["auc"] for each in trained], ".4f"),
-        _mean([each["memory_gib"] for each in found], ".2f"),
         str(len(found)),
     ]
 
