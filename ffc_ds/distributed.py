@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,6 +179,18 @@ def first_rank_first(action):
     ahead = together(lambda: action() if leads else None)
     behind = together(lambda: None if leads else action())
     return ahead if leads else behind
+
+
+def check_same(own: dict[str, Any], remedy: str) -> None:
+    """Raise UserError on all ranks if a value is not that of rank 0."""
+    wanted = broadcast_object(own)
+
+    def check() -> None:
+        for key in sorted(wanted.keys() | own.keys()):
+            if own.get(key) != wanted.get(key):
+                raise UserError(f"{key} is {own.get(key)} on rank {rank()} and {wanted.get(key)} on rank 0: {remedy}.")
+
+    together(check)
 
 
 def same_everywhere(digest: int, what: str) -> None:

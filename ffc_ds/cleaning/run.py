@@ -24,6 +24,8 @@ from ffc_ds.files import written_aside
 from ffc_ds.progress import say
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
+# What embeddings say they were made of that may differ where they are compared.
+OF_A_SET = {"content", "images", "image_column", "flip", "dtype", "file_images", "max_megapixels"}
 
 
 def clean(config: CleaningConfig) -> None:
@@ -87,9 +89,12 @@ def _check_comparable(embeddings: Embeddings, others: Embeddings) -> None:
             f"embeddings of {embeddings.folder} have {embeddings.dim} numbers, those of {others.folder} {others.dim}: "
             "embed both sets with one model"
         )
-    weights = [(each.about or {}).get("weights") for each in (embeddings, others)]
-    if None not in weights and weights[0] != weights[1]:
-        raise UserError(f"{embeddings.folder} and {others.folder} are of two models: embed both sets with one")
+    if embeddings.about is None or others.about is None:
+        return
+    one, other = embeddings.about, others.about
+    if differing := [key for key in one | other if key not in OF_A_SET and one.get(key) != other.get(key)]:
+        what = "two models" if "weights" in differing else f"one model in two ways ({', '.join(differing)})"
+        raise UserError(f"{embeddings.folder} and {others.folder} are of {what}: embed both sets alike")
 
 
 def _write(

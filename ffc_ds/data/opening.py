@@ -9,13 +9,13 @@ import datasets
 import huggingface_hub
 import pyarrow as pa
 
-from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.image_folder.kinds import IMAGE_ENDINGS
 from ffc_ds.data.image_folder.table import open_image_folder
-from ffc_ds.data.parquet import open_parquet
+from ffc_ds.data.parquet import label_extents, open_parquet
 from ffc_ds.errors import UserError
 
 TABLES = (".parquet", ".arrow")
@@ -120,15 +120,17 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(str(folder))
         splits = {str(saved.split or "train"): saved} if isinstance(saved, datasets.Dataset) else saved
-        return FaceSet(name, splits, columns, content_fingerprint(_below(folder, folder.rglob("*.arrow"))))
+        files = [*folder.rglob("*.arrow"), *folder.rglob("state.json")]  # which says of what the others were made
+        return FaceSet(name, splits, columns, content_fingerprint(_below(folder, files)))
     if not _holds_tables(folder):
         return FaceSet(name, open_image_folder(folder), columns)
     builder = datasets.load_dataset_builder(str(folder), config)
     files = {str(split): sorted(map(str, paths)) for split, paths in builder.config.data_files.items()}
-    content = content_fingerprint(_below(folder, [Path(path) for paths in files.values() for path in paths]))
+    named = _below(folder, [Path(path) for paths in files.values() for path in paths])
     if builder.name == "parquet":
         splits = open_parquet(files, columns, builder.info.features, cache / "arrow")
-        return FaceSet(name, splits, columns, content)
+        return FaceSet(name, splits, columns, content_fingerprint(named, whole=label_extents(columns)))
+    content = content_fingerprint(named, whole=everything if builder.name in ("csv", "json") else None)
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
     try:

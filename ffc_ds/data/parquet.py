@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.content import Extents, content_fingerprint
 from ffc_ds.data.copies import open_copy
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
@@ -24,14 +24,18 @@ PART_ROWS = 1 << 16
 def open_parquet(
     files: Mapping[str, Sequence[str]], columns: Sequence[str], features: datasets.Features | None, cache: Path
 ) -> dict[str, datasets.Dataset]:
-    """The splits that consist of these files, memory-mapped, with those of `columns` that they have.
+    """The splits that consist of these files, memory-mapped, with those of `columns` that they have: the images, then
+    the labels.
 
     A file that is not in `cache` yet, by its content, is converted there; interrupted, the rest is converted next time.
     features: of the columns, where somebody says so, otherwise what the files say.
     Raises UserError for a file that cannot be read or has not the columns of the others.
     """
     schemas = {split: _common_schema(paths, columns, features) for split, paths in files.items()}
-    converted = {split: [_place(path, schemas[split], cache) for path in paths] for split, paths in files.items()}
+    labels = label_extents(columns)
+    converted = {
+        split: [_place(path, schemas[split], labels, cache) for path in paths] for split, paths in files.items()
+    }
     missing = {
         place: (path, schemas[split])
         for split, paths in files.items()
@@ -82,8 +86,24 @@ def _schema(file: str) -> pa.Schema:
     return schema
 
 
-def _place(file: str, schema: pa.Schema, cache: Path) -> Path:
-    content = content_fingerprint([(str(schema), Path(file))])
+def label_extents(columns: Sequence[str]) -> Extents:
+    """Where all columns but the first, the images, lie in a parquet file: a few bytes an image, of which two may change
+    places while all else stays."""
+
+    def extents(path: Path) -> Iterator[tuple[int, int]]:
+        metadata = pq.read_metadata(path)
+        leaves = [metadata.schema.column(leaf).path.split(".")[0] for leaf in range(metadata.num_columns)]
+        wanted = [leaf for leaf, column in enumerate(leaves) if column in columns[1:]]
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, wanted):
+                start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+                yield start, chunk.total_compressed_size
+
+    return extents
+
+
+def _place(file: str, schema: pa.Schema, labels: Extents, cache: Path) -> Path:
+    content = content_fingerprint([(str(schema), Path(file))], whole=labels)
     return cache / f"{content}.arrow"
 
 

@@ -13,7 +13,7 @@ from ffc_ds.doctor.finding import Finding, amount, duration
 from ffc_ds.doctor.settings import plan_of
 from ffc_ds.errors import UserError
 from ffc_ds.planning.plan import SAVED, Plan
-from ffc_ds.training.shared_folder import open_shared
+from ffc_ds.shared_folder import open_shared
 
 FILE = ".doctor-{}-{}"
 BLOCK, BLOCKS = 4 << 20, 32

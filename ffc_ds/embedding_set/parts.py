@@ -71,9 +71,22 @@ class Parts:
             pq.write_table(table, path, use_dictionary=["name"])
 
     def damaged(self) -> Iterator[tuple[str, str]]:
-        """What every file has left out, and why."""
+        """What every file has left out, and why. Raises UserError for a file that cannot be read."""
         for number in range(self.count):
-            yield from json.loads(pq.read_schema(self.path(number)).metadata[LEFT_OUT])
+            try:
+                metadata = pq.read_schema(self.path(number)).metadata
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{self.path(number)} was written and cannot be read: {error}") from None
+            yield from json.loads(metadata[LEFT_OUT])
+
+    def note_damaged(self, text: str) -> None:
+        """Write the list for people. Raises UserError if it cannot be written."""
+        aside = self.folder / f".{DAMAGED}.unfinished"
+        try:
+            aside.write_text(text)
+            aside.replace(self.folder / DAMAGED)
+        except OSError as error:
+            raise UserError(f"{self.folder / DAMAGED} cannot be written: {error.strerror}") from None
 
     def _check(self, path: Path, number: int | None) -> None:
         try:

@@ -13,6 +13,7 @@ from ffc_ds.data.faces import Faces
 from ffc_ds.data.opening import load_faces
 from ffc_ds.distributed import (
     broadcast_object,
+    check_same,
     first_rank_first,
     join_launcher,
     rank,
@@ -27,6 +28,7 @@ from ffc_ds.encoders.base import Encoder
 from ffc_ds.encoders.opening import open_encoder
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress, say, waiting
+from ffc_ds.shared_folder import open_shared
 
 
 def embed_set(config: EmbeddingConfig) -> None:
@@ -45,6 +47,8 @@ def embed_set(config: EmbeddingConfig) -> None:
         faces = first_rank_first(lambda: load_faces(config.data, config.split, *columns, config.data_config))
     encoder = first_rank_first(lambda: open_encoder(config.model, config.onnx, device))
     parts = _parts(config, faces, encoder)
+    check_same(parts.about, "give all hosts the same images and the same model")
+    open_shared(parts.folder)
     missing = broadcast_object(together(lambda: parts.missing() if rank() == 0 else []))
     if rank() == 0 and len(missing) < parts.count:
         say(f"{parts.count - len(missing):,} of {parts.count:,} files are there")
@@ -62,6 +66,7 @@ def _parts(config: EmbeddingConfig, faces: Faces, encoder: Encoder) -> Parts:
     }
     about = encoder.about | {
         "content": faces.fingerprint,
+        "image_column": config.image_column,
         "images": len(faces),
         "flip": config.flip,
         "dtype": config.dtype,
@@ -124,9 +129,8 @@ def _report(parts: Parts, dim: int) -> None:
     """List what was left out, and say what is there. Raises UserError if that is nothing."""
     damaged = list(parts.damaged())
     if damaged:
-        aside = parts.folder / f".{DAMAGED}.unfinished"
-        aside.write_text("".join(f"{where}\t{' '.join(reason.split())}\n" for where, reason in damaged))
-        aside.replace(parts.folder / DAMAGED)
+        lines = (f"{where}\t{' '.join(reason.split())}\n" for where, reason in damaged)
+        parts.note_damaged("".join(lines))
     if len(damaged) == parts.images:
         raise UserError(f"no image can be used (the first one: {': '.join(damaged[0])})")
     left_out = f"; damaged images left out: {len(damaged):,}, see {DAMAGED} there" if damaged else ""

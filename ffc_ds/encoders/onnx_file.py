@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.distributed import rank
 from ffc_ds.encoders.base import Encoder
 from ffc_ds.encoders.onnx_graph import read_graph
@@ -41,8 +41,9 @@ class OnnxEncoder(Encoder):
         self._path, self._session = path, _session(path, device)
         self.dim = self._dim()
         treatment = {name: value.tolist() for name, value in (("mean", self._mean), ("std", self._std))}
-        weights = content_fingerprint((name, path.parent / name) for name in (path.name, *graph.beside))
-        self.about = {"weights": weights, "channels": given.channels, **treatment}
+        files = [(name, path.parent / name) for name in (path.name, *graph.beside)]
+        treatment |= {"channels": given.channels, "size": self.image_size, "layout": layout}
+        self.about = {"weights": content_fingerprint(files, whole=everything), **treatment}
         if rank() == 0:
             size, means = self.image_size, f"(pixel - {treatment['mean']}) / {treatment['std']}"
             say(f"{path}: {size} x {size} pixels, {layout}, {given.channels}, {means}, embeddings of {self.dim}")

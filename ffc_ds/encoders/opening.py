@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ffc_ds.data.content import content_fingerprint
+from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.encoders.base import Encoder
 from ffc_ds.encoders.insightface_pack import recognition_file
 from ffc_ds.encoders.net import NetEncoder
@@ -31,4 +31,5 @@ def open_encoder(name: str, onnx: OnnxInput, device: torch.device) -> Encoder:
     if onnx != OnnxInput():
         raise UserError(f"{name} is no ONNX file: it says itself what it takes, leave --onnx.* out")
     model = load_model(name)
-    return NetEncoder(model, device, content_fingerprint((file, folder / file) for file in FILES))
+    weights = content_fingerprint([(file, folder / file) for file in FILES], whole=everything)
+    return NetEncoder(model, device, weights)

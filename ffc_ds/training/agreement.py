@@ -6,7 +6,6 @@ line of the log, what they have made of it.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from xxhash import xxh3_64
 
@@ -15,8 +14,7 @@ from ffc_ds.config.comparison import PATHS, flat
 from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.distributed import broadcast_object, first_on_host, rank, same_everywhere, together
-from ffc_ds.errors import UserError
+from ffc_ds.distributed import broadcast_object, check_same, first_on_host, same_everywhere
 from ffc_ds.heads.base import Head
 from ffc_ds.models.hub_source import PREFIX
 from ffc_ds.training.engine import Engine
@@ -50,18 +48,6 @@ def agreed_identities(index: IdentityIndex) -> str:
     wanted = broadcast_object(own)
     check_same({"the digest of identities and their images": own or wanted}, "give all hosts the same data")
     return wanted
-
-
-def check_same(own: dict[str, Any], remedy: str) -> None:
-    """Raise UserError on all ranks if a value is not that of rank 0."""
-    wanted = broadcast_object(own)
-
-    def check() -> None:
-        for key in sorted(wanted.keys() | own.keys()):
-            if own.get(key) != wanted.get(key):
-                raise UserError(f"{key} is {own.get(key)} on rank {rank()} and {wanted.get(key)} on rank 0: {remedy}.")
-
-    together(check)
 
 
 def check_same_state(engine: Engine, head: Head, done: int) -> None:

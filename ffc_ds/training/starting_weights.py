@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from ffc_ds.config.settings import Config
-from ffc_ds.distributed import broadcast_object, first_rank_first, rank, together
+from ffc_ds.distributed import broadcast_object, check_same, first_rank_first, rank, together
 from ffc_ds.errors import UserError, shared
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
 from ffc_ds.models.hub_encoder import HubEncoder
@@ -23,7 +23,6 @@ from ffc_ds.models.places import backbone_folder, find_folder
 from ffc_ds.models.weight_files import listed
 from ffc_ds.progress import say
 from ffc_ds.training import checkpoint, checkpoints
-from ffc_ds.training.agreement import check_same
 from ffc_ds.training.backbone_state import read_net
 from ffc_ds.training.finished import steps_of_finished
 from ffc_ds.training.manifest import find_damage

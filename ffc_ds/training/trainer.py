@@ -20,6 +20,7 @@ from ffc_ds.evaluation.verifier import verify
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.models import build_backbone
 from ffc_ds.progress import progress, say
+from ffc_ds.shared_folder import open_shared
 from ffc_ds.training import checkpoint, checkpoints
 from ffc_ds.training.agreement import agreed_identities, check_same_start, check_same_state
 from ffc_ds.training.compilation import compile_head, is_worth_compiling
@@ -40,7 +41,6 @@ from ffc_ds.training.report import backbone_settings, percent, table, versions, 
 from ffc_ds.training.run_lock import RunLock
 from ffc_ds.training.saver import Saver
 from ffc_ds.training.schedule import for_batch, learning_rate
-from ffc_ds.training.shared_folder import open_shared
 from ffc_ds.training.starting_weights import start_from_weights
 from ffc_ds.training.tracking import Tracker
 from ffc_ds.training.watchdog import Watchdog, patience

@@ -306,6 +306,28 @@ def test_what_cannot_be_used_is_refused_on_both_ranks(sets, tmp_path, spoil, rea
 
 
 @pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"weights": "b"}, "are of two models: embed both sets alike"),
+        ({"channels": "bgr"}, r"are of one model in two ways \(channels\)"),
+        ({"content": "y", "flip": True, "dtype": "float32"}, None),
+    ],
+)
+def test_sets_that_cannot_be_compared_are_refused(sets, tmp_path, other, reason):
+    folder, (names, vectors), *_ = sets
+    about = {"weights": "a", "channels": "rgb", "content": "x", "flip": False, "dtype": "float16"}
+    for name, made_of in (("ours", about), ("theirs", about | other)):
+        for path in write_set(tmp_path / name, names, vectors).iterdir():
+            pq.write_table(pq.read_table(path).replace_schema_metadata({"ffc_ds": json.dumps(made_of)}), path)
+    line = ["--embeddings", tmp_path / "ours", "--against", tmp_path / "theirs", "--output_dir", tmp_path / "out"]
+    if reason is None:
+        run(*line)
+        return
+    with pytest.raises(UserError, match=reason):
+        run(*line)
+
+
+@pytest.mark.parametrize(
     ("more", "reason"),
     [
         (["--belongs", "1.5"], "belongs is 1.5; a cosine"),

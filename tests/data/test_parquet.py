@@ -1,11 +1,13 @@
 """Parquet files are converted once, by several threads, and mapped into memory afterwards."""
 
+import random
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ffc_ds.data import parquet
+from ffc_ds.data import content, parquet
 from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
@@ -99,3 +101,24 @@ def test_two_columns_of_one_name_are_refused(folder):
     pq.write_table(pa.table(columns, ["image", "label", "label"]), folder / "train.parquet")
     with pytest.raises(UserError, match="train.parquet has several columns called label: rename"):
         opened(folder)
+
+
+def test_two_labels_that_change_places_are_noticed_in_a_file_of_any_size(folder, monkeypatch):
+    monkeypatch.setattr(content, "SMALL", 0)  # as if it were too large to be read whole
+    images = [{"bytes": random.Random(each).randbytes(2000), "path": None} for each in range(200)]
+
+    def written(labels, **how):
+        for part, rows in enumerate((slice(0, 100), slice(100, 200))):
+            table = pa.table({"image": images[rows], "label": labels[rows]})
+            pq.write_table(table, folder / f"train-{part}.parquet", compression="none", row_group_size=30, **how)
+        sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
+        faces = opened(folder)
+        assert all_labels(faces) == labels
+        return sizes, faces.fingerprint
+
+    for how in ({"use_dictionary": ["label"]}, {"use_dictionary": False}):
+        labels = [each % 50 for each in range(200)]
+        before = written(labels, **how)
+        labels[140], labels[141] = labels[141], labels[140]
+        after = written(labels, **how)
+        assert before[0] == after[0] and before[1] != after[1]

@@ -130,7 +130,7 @@ def test_a_run_does_not_end_without_its_last_checkpoint(tmp_path):
 
 
 def hasty(arguments):
-    from ffc_ds.training import shared_folder
+    from ffc_ds import shared_folder
 
     shared_folder.PATIENCE = 0.3
     run_script("launch/train.py", *arguments)

@@ -88,7 +88,7 @@ def test_what_is_broken_is_found_under_the_launcher(tmp_path):
 
 
 def hasty(*arguments):
-    from ffc_ds.training import shared_folder
+    from ffc_ds import shared_folder
 
     shared_folder.PATIENCE = 0.3
     doctor(*arguments)

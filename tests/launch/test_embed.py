@@ -22,7 +22,7 @@ from ffc_ds.evaluation.pair_files import write_pair_bin
 from ffc_ds.evaluation.run import evaluate
 from ffc_ds.evaluation.settings import parse_settings as parse_evaluation
 from ffc_ds.models.opening import load_model
-from tests.launched import ROOT, train_ranks
+from tests.launched import ROOT, free_port, train_ranks
 from tests.protocol_data import person_folders, tiny_model
 from tests.warm import Call, environment, run_script, run_warm
 
@@ -91,6 +91,37 @@ def die_in_the_third_file(*line):
     run_script("launch/embed.py", *line)
 
 
+def hasty(*line):
+    from ffc_ds import shared_folder
+
+    shared_folder.PATIENCE = 0.3
+    run_script("launch/embed.py", *line)
+
+
+@pytest.mark.parametrize(
+    ("out", "model", "reason"),
+    [
+        (["a", "b"], ["model", "model"], "output_dir .*/a is not one folder for all ranks"),
+        (["a", "a"], ["model", "other"], "weights is .* on rank 1 and .* on rank 0: give all hosts the same images"),
+    ],
+)
+def test_ranks_that_do_not_have_the_same_are_refused(data, tmp_path, out, model, reason):
+    """As on hosts with disks of their own."""
+    net = load_model(str(tiny_model(tmp_path / "model")))
+    net.fc.bias.data[3] += 1
+    net.save_pretrained(tmp_path / "other")
+    line = ["--data", str(data / "faces"), "--model", "$MODEL", "--output_dir", "$OUT"]
+    job = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    calls = []
+    for rank in (0, 1):
+        (tmp_path / out[rank]).mkdir(exist_ok=True)
+        places = {"OUT": str(tmp_path / out[rank]), "MODEL": str(tmp_path / model[rank])}
+        calls.append(Call(hasty, tuple(line), environment(RANK=str(rank), LOCAL_RANK=str(rank), **job, **places)))
+    first, second = run_warm(calls)
+    assert (first.code, second.code) == (2, 2), first.stderr[-3000:] + second.stderr[-3000:]
+    assert re.search(reason, first.stderr), first.stderr[-3000:]
+
+
 def test_a_killed_command_goes_on_and_keeps_what_is_finished(data, alone, tmp_path):
     folder = tmp_path / "out"
     line = arguments(data, folder)
@@ -127,7 +158,7 @@ def copy(alone, tmp_path):
 
 def another_model(data, tmp_path):
     model = load_model(str(data / "model"))
-    model.fc.weight.data.neg_()
+    model.fc.bias.data[3] += 1
     model.save_pretrained(tmp_path / "other")
     return ["--model", tmp_path / "other"]
 

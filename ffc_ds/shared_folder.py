@@ -1,4 +1,4 @@
-"""All ranks must see one output folder: checkpoints are written by all of them."""
+"""All ranks must see one output folder, to which all of them write."""
 
 import os
 import secrets
@@ -46,7 +46,7 @@ def _check_seen(folder: Path, token: str) -> None:
             (folder / token).unlink(missing_ok=True)
         raise shared(
             f"output_dir {folder} is not one folder for all ranks: what {found[0][0]} (rank 0) wrote there is not seen "
-            f"by {', '.join(blind)}. Give the full path of a folder that all hosts share: all write checkpoints there."
+            f"by {', '.join(blind)}. Give the full path of a folder that all hosts share: all ranks write there."
         )
 
 
