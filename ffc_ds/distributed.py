@@ -79,6 +79,11 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
 
 
+def where_ranks_meet(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, on this rank's GPU where collectives take no other."""
+    return tensor.cuda() if active() and dist.get_backend() == "nccl" else tensor
+
+
 def join_launcher() -> torch.device:
     """Join the other processes of the launcher, if one started this process. Returns the device to compute on."""
     if "RANK" in os.environ:

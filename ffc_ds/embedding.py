@@ -10,7 +10,7 @@ from torch import Tensor
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.loader import image_batches
-from ffc_ds.distributed import all_gather, rank, world_size
+from ffc_ds.distributed import all_gather, rank, where_ranks_meet, world_size
 
 Encode = Callable[[Tensor], Tensor]  # uint8 [b, S, S, 3], RGB, in the host's memory -> features, float [b, dim]
 
@@ -40,7 +40,7 @@ def embed(
     for pixels in progress(image_batches(images, own, image_size, batch_size, 0, max_megapixels)):
         feature = encode(pixels).float()
         found.append(F.normalize(feature, dim=1) if unit else feature)
-    return all_gather(torch.cat(found)).flatten(0, 1)[: len(rows)]
+    return all_gather(where_ranks_meet(torch.cat(found))).flatten(0, 1)[: len(rows)]
 
 
 def both_sides(encode: Encode) -> Encode:

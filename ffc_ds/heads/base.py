@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Placement
 
 from ffc_ds.distributed import active, world_size
+from ffc_ds.errors import shared
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ class Shard:
         return DTensor.from_local(self.local, mesh, placement, run_check=False, shape=shape, stride=stride)
 
 
+def check_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> None:
+    """Raise UserError, on all ranks, unless these are the labels of all ranks' rows for `Head.loss`: from 0 on and, if
+    there are so many identities, below that `number`."""
+    wanted = 2, world_size() * probe.shape[1]
+    if identities.shape != wanted or identities.dtype.kind not in "iu":
+        raise shared(
+            f"labels are {identities.dtype} {identities.shape}, where features {tuple(probe.shape)} on each of "
+            f"{world_size()} ranks have whole numbers {wanted}: those of the rows of all ranks, in rank order."
+        )
+    if identities.min() < 0 or (number is not None and identities.max() >= number):
+        most = "" if number is None else f" to {number - 1}"
+        raise shared(f"labels go from {identities.min()} to {identities.max()}; identities are numbered from 0{most}.")
+
+
 class Head(ABC):
     """A loss over identities together with the class state it keeps, of which every rank holds a part.
 
@@ -56,7 +71,7 @@ class Head(ABC):
 
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
-        identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order.
+        identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order; UserError if not.
         The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
         the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import all_gather, gather_views, to_device
-from ffc_ds.heads.base import Head, Shard
+from ffc_ds.heads.base import Head, Shard, check_labels
 from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
@@ -50,6 +50,7 @@ class LRUPool(Head):
     def loss(self, probe, identities, gallery=None):
         """See `Head.loss`. Pass A: probe(x) against a pool that took in gallery(y), taken back. Pass B: probe(y)
         against one that keeps gallery(x). The loss is the mean of both passes and all matrices, or their sum."""
+        check_labels(probe, identities)
         probes = gather_views(F.normalize(probe.float(), dim=-1))
         with torch.no_grad():
             gallery = probe if gallery is None else gallery

@@ -52,8 +52,8 @@ def count_backbone(settings: PlanSettings) -> Backbone:
 
 
 def _fit_together(settings: PlanSettings, parameters: int) -> bool:
-    """As training/gradients_at_once.py decides it, for the project's ds_configs without offload."""
-    return settings.zero in (1, 2) and parameters <= settings.bucket_size
+    """As training/gradients_at_once.py decides it, for the project's ds_configs."""
+    return settings.zero in (1, 2) and parameters <= settings.bucket_size and not settings.offload
 
 
 @lru_cache
@@ -113,7 +113,8 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     together = _fit_together(settings, number)
     gradients = size * number if stage < 2 or together else 0
     # With ZeRO a rank's part of the mean gradient is kept over micro-batches.
-    averaged = size * (share if together else settings.bucket_size + share) if stage else 0
+    kept = 0 if settings.offload else share
+    averaged = size * (kept if together else settings.bucket_size + kept) if stage else 0
     # Stage 3 gathers weights to use them, a prefetched part twice for a moment, and keeps those of so small a net.
     gathered = size * (number + min(number, PREFETCH)) if stage == 3 and ranks > 1 else 0
     weights = gathered + (size * share if stage == 3 else size * number)
@@ -126,11 +127,17 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     return {
         "backbone weights": weights,
         "backbone gradients": gradients + averaged,
-        "backbone optimizer": master + states * share,
+        "backbone optimizer": 0 if settings.offload else master + states * share,
         "gallery net": follower if gallery else 0,
         "average of the weights": follower if settings.average else 0,
         "activations": max(backbone.activations(settings.batch_size, gallery), copied),
     }
+
+
+def offloaded(settings: PlanSettings, backbone: Backbone) -> float:
+    """Bytes in host memory for each GPU: weights, their gradient and the optimizer's state, in fp32."""
+    kept = 4 * (2 + STATES[settings.optimizer]) * backbone.parameters / settings.gpus
+    return kept if settings.offload else 0
 
 
 def backbone_sent(settings: PlanSettings, backbone: Backbone, gallery: bool) -> float:

@@ -6,6 +6,7 @@ from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.errors import UserError
 
+ELSEWHERE = ("cpu", "nvme")  # devices of DeepSpeed's offload
 REDUCE_BUCKET = 5e8  # DeepSpeed's own reduce_bucket_size
 
 
@@ -15,6 +16,9 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
     ds_config = read_ds_config(config.deepspeed)
     zero = ds_config.get("zero_optimization", {})
     half = (name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled"))
+    offloaded = [name for name in ("optimizer", "param") if zero.get(f"offload_{name}", {}).get("device") in ELSEWHERE]
+    if "param" in offloaded:
+        raise UserError(f"{config.deepspeed} has offload_param, of which a plan knows nothing: leave it out to plan")
     share, rest = divmod(config.data.batch_size, config.train.accumulation * gpus)
     if rest or share % 2:
         raise UserError(
@@ -31,6 +35,7 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
         "zero": zero.get("stage", 0),
         "dtype": next(half, "fp32"),
         "bucket_size": zero.get("reduce_bucket_size", REDUCE_BUCKET),
+        "offload": "optimizer" in offloaded,
         "optimizer": config.optim.name,
         "average": config.train.average,
         "head_dtype": head.dtype,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ffc_ds.heads import STATES
-from ffc_ds.planning.backbone import Backbone, backbone_memory, backbone_sent
+from ffc_ds.planning.backbone import Backbone, backbone_memory, backbone_sent, offloaded
 from ffc_ds.planning.heads import CUDA, head_cost
 from ffc_ds.planning.settings import PlanSettings
 
@@ -69,6 +69,7 @@ def _host_memory(settings, cost, backbone):
     batch = 3 * settings.image_size**2 * settings.batch_size
     return {
         "pool index, class optimizer": ranks * cost.host,
+        "backbone optimizer": ranks * offloaded(settings, backbone),
         SAVED: ranks * saved,
         MAPPED: 8 * (settings.images + 2 * settings.identities + 1),
         "loader": ranks * (2 * settings.workers + 1) * batch,

@@ -46,6 +46,8 @@ class PlanSettings:
     """What the backbone computes in."""
     bucket_size: float = 5e7
     """zero_optimization.reduce_bucket_size of the ds_config, in numbers."""
+    offload: bool = False
+    """Whether zero_optimization.offload_optimizer keeps the state of the backbone's optimizer in host memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """optim.name."""
     average: float = 0.0

@@ -5,12 +5,16 @@ from contextlib import contextmanager
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
 from ffc_ds.config.ds_config import fill_ds_config, read_ds_config
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import world_size
 from ffc_ds.errors import UserError
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")  # others keep more than tensors of the shape of a parameter and a count of steps
+REFUSED = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError)
 
 
 def check_deepspeed_config(config: Config) -> None:
@@ -20,8 +24,11 @@ def check_deepspeed_config(config: Config) -> None:
     with refusals(config.deepspeed):
         DeepSpeedConfig(settings)
     optimizer = settings.get("optimizer", {"type": "SGD"})["type"]
-    if optimizer.lower() not in DEEPSPEED_OPTIMIZERS and not hasattr(torch.optim, optimizer):
-        raise UserError(f"{config.deepspeed}: neither DeepSpeed nor torch.optim has an optimizer {optimizer}.")
+    if optimizer not in OPTIMIZERS:
+        raise UserError(
+            f"{config.deepspeed}: the state of optimizer {optimizer} cannot be saved here. Choose "
+            f"{', '.join(OPTIMIZERS)}, or leave `optimizer` out: optim.name is about that."
+        )
 
 
 def read_deepspeed_config(config: Config) -> dict:
@@ -35,6 +42,12 @@ def read_deepspeed_config(config: Config) -> dict:
         raise UserError(
             f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."
         )
+    for other in ("torch_autocast", "amp"):
+        if settings.get(other, {}).get("enabled"):
+            raise UserError(
+                f"{path}: leave `{other}` out. Its gradients are clipped while they are scaled, and its scale is in no "
+                "checkpoint: `bf16` or `fp16` computes in half precision here."
+            )
     if settings.get("managed_gradient_accumulation") is False:
         raise UserError(f"{path}: leave `managed_gradient_accumulation` out, train.accumulation is about that.")
     # Our optimizers are torch's, elementwise, and so as good on ZeRO's flat shards as on whole tensors. The timer would
@@ -48,7 +61,7 @@ def refusals(path: str) -> Iterator[None]:
     """What DeepSpeed does not take is the user's to mend."""
     try:
         yield
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
+    except (*REFUSED, DeepSpeedConfigError, ZeRORuntimeException) as error:
         raise UserError(f"DeepSpeed cannot work with {path}: {error}") from error
 
 

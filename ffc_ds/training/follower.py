@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ffc_ds.distributed import all_gather
+from ffc_ds.distributed import all_gather, where_ranks_meet
 
 
 class Follower:
@@ -28,7 +28,8 @@ class Follower:
     @torch.no_grad()
     def _move(self, share: float) -> None:
         """Go that share of the way to the probe. In half precision the net itself waits for `refresh`."""
-        probe = [p.float() for p in self._of_probe] if self._half else self._of_probe
+        # With DeepSpeed's offload_param small ones may lie elsewhere.
+        probe = [p.to(own) for p, own in zip(self._of_probe, self.average, strict=True)]
         torch._foreach_lerp_(self.average, probe, share)
 
     @torch.no_grad()
@@ -47,7 +48,7 @@ class Follower:
         """Name and fp32 average of every parameter, one after another. Collective under ZeRO-3."""
         for (name, parameter), value in zip(self.module.named_parameters(), self.average, strict=True):
             if hasattr(parameter, "ds_tensor"):  # ZeRO-3 pads the last shards
-                value = all_gather(value).flatten()[: parameter.ds_numel].view(parameter.ds_shape)
+                value = all_gather(where_ranks_meet(value)).flatten()[: parameter.ds_numel].view(parameter.ds_shape)
             yield name, value
 
 

@@ -277,6 +277,11 @@ class Trainer:
                 self.config.data.max_megapixels,
                 self.config.data.flip,
             )
+        if result is None and done == 0 and not self.from_weights:
+            # Through the first statistics of batch normalisation many layers overflow; those of training do not.
+            self.verified["0"] = {"accuracy": None, "reason": "the embeddings of the untrained net are not finite"}
+            self.tracker.say(f"step 0: {self.verified['0']['reason']}, which the first steps will mend")
+            return
         if result is None:
             raise Diverged(f"the embeddings are not finite at step {done}")
         self.last_result = result

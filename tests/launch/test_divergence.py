@@ -34,6 +34,18 @@ def test_embeddings_that_are_not_finite_end_the_run(tmp_path):
     assert "the embeddings are not finite at step 2" in done.stderr and "start anew" in done.stderr
 
 
+def test_an_untrained_net_that_is_too_deep_for_its_first_statistics_is_trained(tmp_path):
+    """As iresnet100 and 200 are, and in fp16 every iresnet."""
+    deep = ("--model.name", "iresnet18", "--model.image_size", "16", "--train.steps", "2", "--train.compile", "off")
+    overrides = ("--model.overrides", "{width: 0.25, depth: [1, 1, 130, 1]}")
+    done = train(1, *TINY, *deep, *overrides, "--output_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 0: the embeddings of the untrained net are not finite" in done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["untrained"]["accuracy"] is None and results["trained"]["accuracy"] is not None
+    assert "verification, at first    the embeddings of the untrained net are not finite" in done.stdout
+
+
 def _refusing_two_steps(*line):
     """Until the run has gone back twice; it ends there, unless it is resumed."""
     from ffc_ds.training.trainer import Trainer

@@ -1,10 +1,12 @@
 """The recipes for the sets that people train on: planned for the eight GPUs that they were published for."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from ffc_ds.config.settings import parse_config
+from ffc_ds.errors import UserError
 from ffc_ds.planning.backbone import backbone_memory, count_backbone
 from ffc_ds.planning.plan import make_plan
 from ffc_ds.planning.settings import PlanSettings, parse_settings
@@ -57,6 +59,23 @@ def test_a_run_is_planned_from_its_own_settings(tmp_path):
     assert parse_settings([*arguments, "--head", "metric", "--batch-size", "2", "--zero=1"]) == replace(
         expected, head="metric", batch_size=2, zero=1, embedding_size=512
     )
+
+
+def test_offload_moves_the_optimizer_to_the_host(tmp_path):
+    (tmp_path / "params.json").write_text(json.dumps({"zero_optimization": {"offload_param": {"device": "cpu"}}}))
+    line = ["--identities", "1e5", "--images", "1e6", "--gpus=4", "--head.name", "full_fc", "--data.batch_size", "256"]
+    line += ["--gpus-per-node", "4", "--model.image_size", "32", "--model.overrides", "{width: 0.25}", "--deepspeed"]
+    plans = {}
+    for name in ("zero2", "offload"):
+        settings = parse_settings([*line, f"ds_configs/{name}.json"])
+        backbone = count_backbone(settings)
+        plans[name] = make_plan(settings, backbone)
+    moved = plans["zero2"].memory["backbone optimizer"]
+    assert moved == backbone.parameters * 8 / 4 and plans["offload"].memory["backbone optimizer"] == 0
+    assert plans["zero2"].host["backbone optimizer"] == 0  # weights, gradient and momentum in fp32, of the whole host
+    assert plans["offload"].host["backbone optimizer"] == backbone.parameters * 12
+    with pytest.raises(UserError, match="params.json has offload_param"):
+        parse_settings([*line, str(tmp_path / "params.json")])
 
 
 def test_the_net_is_the_one_that_the_overrides_make_and_an_average_is_counted():
