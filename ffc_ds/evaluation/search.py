@@ -63,8 +63,8 @@ def search_joined(
     """The figures of InsightFace's `ijb_1n.py`, for which the galleries are joined into one and every search is mated.
 
     Arguments as of `search`; searches without a mate are left out. At an FPIR mates count, whatever their rank, above
-    the threshold that so many scores of others, of all searches, reach as that share of the searches is, rounded up; None
-    if there are not so many.
+    the threshold that so many scores of others, of all searches, reach as that share of the searches is, rounded up;
+    None if there are not so many.
     """
     known = np.isin(probe_subjects, gallery_subjects)
     probes, probe_subjects = probes[known], probe_subjects[known]
