@@ -33,6 +33,8 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
         threading.Thread(target=_end_with, args=(found,), daemon=True).start()
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        for library in {"datasets", "huggingface_hub.utils"} & sys.modules.keys():  # these have read it already
+            sys.modules[library].disable_progress_bars()
     try:
         code = main() or 0
         if code or "WORLD_SIZE" in os.environ:

@@ -31,9 +31,7 @@ def main(command: list[str], saved: int) -> int:
     """Run `command` to its end. Returns its exit code, or `saved` if it was asked to stop and ended well. Signals are
     then what they were, but for SIGUSR1, which is ignored."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the launcher inherits this; the ranks see to it themselves
-    # A session of its own, because Ctrl-C reaches all processes of that of the terminal.
-    launcher = subprocess.Popen(command, start_new_session=True)
-    asked = []
+    early, asked = [], []
 
     def pass_on(number: int, _) -> None:
         asked.append(number)
@@ -45,12 +43,21 @@ def main(command: list[str], saved: int) -> int:
             with suppress(ProcessLookupError):
                 os.killpg(launcher.pid, signal.SIGTERM)
 
-    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    numbers = [signal.SIGTERM, signal.SIGINT]
     numbers += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # as nohup has it
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    code = launcher.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    # Ending here while the launcher starts would leave it behind.
+    before = {number: signal.signal(number, lambda number, _: early.append(number)) for number in numbers}
+    try:
+        # A session of its own, because Ctrl-C reaches all processes of that of the terminal.
+        launcher = subprocess.Popen(command, start_new_session=True)
+        for number in [*numbers, signal.SIGUSR1]:
+            signal.signal(number, pass_on)
+        for number in early:
+            pass_on(number, None)
+        code = launcher.wait()
+    finally:
+        for number, handler in (before | {signal.SIGUSR1: signal.SIG_IGN}).items():
+            signal.signal(number, handler)
     if code == 0 and asked:
         return saved
     return code if code >= 0 else 128 - code

@@ -55,6 +55,29 @@ def test_a_rank_that_is_done_does_not_fail_while_it_is_taken_down(rank, code):
     assert (done.returncode, done.stdout) == (code, "done\n")
 
 
+IMPORTED = """
+import sys
+if sys.argv[1] == "before":
+    import datasets
+from ffc_ds.launching import run_for_user
+
+def main():
+    print("datasets" in sys.modules)
+    import datasets, huggingface_hub
+    print(datasets.are_progress_bars_disabled(), huggingface_hub.utils.are_progress_bars_disabled())
+
+run_for_user(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_redirected_log_has_no_bars_whenever_libraries_are_imported(when):
+    line = [sys.executable, "-c", IMPORTED, when]
+    env = {key: value for key, value in os.environ.items() if "PROGRESS_BARS" not in key}
+    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(when == "before"), "True", "True"] and not done.stderr
+
+
 ORPHAN = """
 import signal, sys, time
 from ffc_ds.launching import run_for_user

@@ -54,14 +54,13 @@ class IdentityIndex:
         offsets = allocate("offsets", len(names) + 1)
         offsets[0], offsets[1:] = 0, np.cumsum(counts)
         images, free, row = allocate("images", int(offsets[-1])), offsets[:-1].copy(), 0
-        for part in labels():
-            numbers = _numbers(part, names)
+        for numbers in _numbers(labels(), names):
             order = np.argsort(numbers, kind="stable")
             present, first, count = np.unique(numbers[order], return_index=True, return_counts=True)
             place = np.arange(len(order)) - np.repeat(first, count) + np.repeat(free[present], count)
             images[place] = row + order
             free[present] += count
-            row += len(part)
+            row += len(numbers)
         return cls(offsets, images, names)
 
     @property
@@ -149,13 +148,26 @@ def _tally(parts: Iterator[pa.Array]) -> tuple[pa.Array, np.ndarray]:
     return table["name"].combine_chunks(), table["count"].to_numpy()
 
 
-def _numbers(part: pa.Array, names: pa.Array) -> np.ndarray:
-    """The place of each label among the names, int64."""
+def _numbers(parts: Iterator[pa.Array], names: pa.Array) -> Iterator[np.ndarray]:
+    """The place of each label among the names, int64 [labels of a part], for each part."""
     if pa.types.is_integer(names.type):
-        return np.searchsorted(names.to_numpy(), part.to_numpy())
-    encoded = part.dictionary_encode()
-    of_distinct = pc.index_in(encoded.dictionary, value_set=names).to_numpy()
-    return of_distinct[encoded.indices.to_numpy()].astype(np.int64)
+        yield from (np.searchsorted(names.to_numpy(), part.to_numpy()) for part in parts)
+        return
+    for group in _groups(parts, len(names)):  # each look-up hashes all names, which pays for as many labels
+        places = pc.index_in(pa.chunked_array(group), value_set=names).to_numpy()
+        yield from (part.astype(np.int64) for part in np.split(places, np.cumsum([len(part) for part in group[:-1]])))
+
+
+def _groups(parts: Iterator[pa.Array], rows: int) -> Iterator[list[pa.Array]]:
+    """Consecutive parts that together have at least so many rows, but for the last ones."""
+    group = []
+    for part in parts:
+        group.append(part)
+        if sum(map(len, group)) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def cached(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> IdentityIndex:

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pyarrow as pa
+import yaml
 
 from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.data.copies import check_cache
@@ -21,6 +22,8 @@ from ffc_ds.errors import UserError
 TABLES = (".parquet", ".arrow")
 OTHER_DATA = (".tar", ".jsonl", ".json", ".csv")
 LOOKED_AT = 10_000  # entries of a folder, before it is taken for one of images
+REFUSALS = (OSError, ValueError, RuntimeError, yaml.YAMLError, datasets.exceptions.DatasetsError, pa.ArrowException)
+SURPRISES = (KeyError, TypeError, AttributeError)  # of `datasets`, by files that lack what it takes for granted
 
 
 class FaceSet:
@@ -41,12 +44,14 @@ class FaceSet:
     def _select(self, split: str) -> datasets.Dataset:
         if split in self.splits:
             return self.splits[split]
-        for part in split.split("+"):
-            check_choice(part.partition("[")[0].strip(), self.splits, f"dataset {self.name} has no split")
+        names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
+        for name in names:
+            check_choice(name, self.splits, f"dataset {self.name} has no split")
+        whole = {name: self.splits[name] for name in names}  # the others need not be drawn
         try:
-            lengths = {name: len(dataset) for name, dataset in self.splits.items()}
+            lengths = {name: len(dataset) for name, dataset in whole.items()}
             parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
-            chosen = [self.splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+            chosen = [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
             return datasets.concatenate_datasets(chosen)
         except (ValueError, AssertionError, IndexError) as error:
             raise UserError(
@@ -89,7 +94,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
             f"no folder {name} here, and the hub cannot be reached to look for a dataset of that name: check the path, "
             "or the connection"
         ) from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
+    except (*REFUSALS, *SURPRISES) as error:
         check_cache(Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___"), name)
         raise _explained(name, error) from error
 
@@ -172,11 +177,16 @@ def _refuse_paths(name: str, folder: Path) -> None:
 
 def _explained(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error.__cause__ or error).split())
+    if isinstance(error, SURPRISES):  # these say little more than a name
+        reason = f"{type(error).__name__}: {reason}"
     if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
         return UserError(f"dataset {name} has an empty split or file: remove it, or put images in it")
     if "Config name is missing" in reason or "BuilderConfig" in reason:
         there = re.search(r"\[.*?\]", reason)
-        return UserError(f"dataset {name} has the configurations {there[0] if there else reason}: choose --data.config")
+        return UserError(
+            f"dataset {name} has the configurations {there[0] if there else reason}: choose one, with --data.config in "
+            "training and --data_config elsewhere"
+        )
     return UserError(f"cannot open dataset {name} ({reason}): check the name and the files")
 
 

@@ -11,8 +11,6 @@ from ffc_ds.data.image_folder.walk import Walk, say_once, walk
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
 
 class ImageFiles:
     """Images given by their paths, read as `data.faces.Faces` are. `name` is for messages."""

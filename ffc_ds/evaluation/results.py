@@ -17,17 +17,25 @@ def write_results(config: EvaluationConfig, results: list[Result], folder: Path)
     content = {"results": found, "versions": versions(), "config": asdict(config)}
     (folder / "results.json").write_text(json.dumps(content, indent=1))
     (folder / "table.md").write_text(table(results))
-    if curves := {_label(each): each.roc for each in results if each.roc is not None}:
+    ends = _ends({each.name for each in results})
+    labelled = [(f"{ends[each.name]}, {each.protocol}", each) for each in results]
+    if curves := {label: each.roc for label, each in labelled if each.roc is not None}:
         roc_curves(curves, folder / "roc.png")
-    if panels := {_label(each): each.histogram for each in results if each.histogram}:
+    if panels := {label: each.histogram for label, each in labelled if each.histogram}:
         score_histograms(panels, folder / "histogram.png")
-    if rows := {f"{_label(each)}: {label}": pairs for each in results for label, pairs in each.hardest.items()}:
+    if rows := {f"{label}: {kind}": pairs for label, each in labelled for kind, pairs in each.hardest.items()}:
         pair_pictures(rows, folder / "errors.png")
 
 
-def _label(result: Result) -> str:
-    """What figures call a result: the end of a long path says more than its beginning."""
-    return f"{result.name[-40:]}, {result.protocol}"
+def _ends(names: set[str]) -> dict[str, str]:
+    """What figures call each name: the end of a long path says more than its beginning, and tells it from others."""
+    ends = {}
+    for name in names:
+        others, length = names - {name}, 40
+        while any(other.endswith(name[-length:]) for other in others) and length < len(name):
+            length += 1
+        ends[name] = name[-length:]
+    return ends
 
 
 def table(results: list[Result]) -> str:

@@ -63,7 +63,8 @@ def search_joined(
     """The figures of InsightFace's `ijb_1n.py`, for which the galleries are joined into one and every search is mated.
 
     Arguments as of `search`; searches without a mate are left out. At an FPIR mates count, whatever their rank, above
-    the threshold that so many scores of others, of all searches, reach as that share of the searches is, rounded up.
+    the threshold that so many scores of others, of all searches, reach as that share of the searches is, rounded up;
+    None if there are not so many.
     """
     known = np.isin(probe_subjects, gallery_subjects)
     probes, probe_subjects = probes[known], probe_subjects[known]
@@ -76,8 +77,9 @@ def search_joined(
         counts += histogram(others[np.isfinite(others)])
     top, tpir = largest.descending(), {}
     for rate in FPIRS:
-        resolved = errors_allowed(rate, len(probes)) is not None
-        tpir[f"{rate:g}"] = float(np.mean(mate > top[math.ceil(rate * len(probes)) - 1])) if resolved else None
+        reached = math.ceil(rate * len(probes))
+        resolved = errors_allowed(rate, len(probes)) is not None and reached <= len(top)
+        tpir[f"{rate:g}"] = float(np.mean(mate > top[reached - 1])) if resolved else None
     return SearchResult(_ranks(ahead), tpir, len(probes), 0, {"mates": histogram(mate), "others": counts})
 
 

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,20 @@ def test_parts_of_the_labels_make_the_index_of_the_whole(name, monkeypatch):
     part = index.where(kept)
     expected = [(label, rows) for (label, rows), keep in zip(grouped(labels).items(), kept, strict=True) if keep]
     assert list(members(part).items()) == expected
+
+
+def test_names_are_hashed_once_for_as_many_labels(monkeypatch):
+    looked_up, index_in = [], pc.index_in
+
+    def counted(labels, value_set):
+        looked_up.append((len(labels), len(value_set)))
+        return index_in(labels, value_set=value_set)
+
+    monkeypatch.setattr(identity_index.pc, "index_in", counted)
+    labels = [f"p{row * 7 % 50}" for row in range(500)]
+    index = IdentityIndex.build(lambda: (pa.array(labels[at : at + 13]) for at in range(0, 500, 13)))
+    assert members(index) == grouped(labels)
+    assert looked_up == [(52, 50)] * 9 + [(32, 50)]
 
 
 def test_the_digest_tells_people_and_counts_apart():

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ffc_ds.data.decoding import decode
+from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.opening import load_faces, open_set
 from ffc_ds.data.reading import read_images
 from ffc_ds.errors import UserError
@@ -173,9 +174,28 @@ def test_configurations(tmp_path):
     configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("clean", "all"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS, "all")) == [1, 2, 3]
+    choose = r"has the configurations \['clean', 'all'\]: choose one, with --data.config in training and --data_config"
     for config in (None, "al"):
-        with pytest.raises(UserError, match=r"has the configurations \['clean', 'all'\]: choose --data.config"):
+        with pytest.raises(UserError, match=choose):
             load_faces(str(tmp_path), "train", *COLUMNS, config)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("README.md", "---\na: [\n---\n", "while parsing a flow node"),
+        ("state.json", "{}", "KeyError: '_data_files'"),
+        ("state.json", "[]", "TypeError: "),
+        ("dataset_dict.json", "[]", "TypeError: "),
+        ("dataset_dict.json", '{"splits": 1}', "TypeError: "),
+        ("dataset_dict.json", "{", "Expecting property name"),
+    ],
+)
+def test_descriptions_that_are_broken(parquet, file, content, reason):
+    (Path(parquet) / "dataset_info.json").write_text("{}")  # without which `datasets` looks no further
+    (Path(parquet) / file).write_text(content)
+    with pytest.raises(UserError, match=rf"cannot open dataset .* \(({reason}).*\): check the name and the files"):
+        load_faces(parquet, "train", *COLUMNS)
 
 
 def test_other_tables_than_parquet(tmp_path):
@@ -202,6 +222,20 @@ def test_generated_identities():
     )
     with pytest.raises(UserError, match="no split 'dev', it has train, test"):
         load_faces("generated:2:16", "dev", *COLUMNS)
+
+
+def test_of_generated_splits_only_those_asked_for_are_drawn(monkeypatch):
+    drawn, build = [], generated.build
+
+    def noted(identities, split, *arguments, **more):
+        drawn.append(split)
+        return build(identities, split, *arguments, **more)
+
+    monkeypatch.setattr(generated, "build", noted)
+    part, whole = (load_faces("generated:2:16", split, *COLUMNS) for split in ("test[:3]", "test"))
+    assert drawn == ["test", "test"] and all_labels(part) == all_labels(whole)[:3]
+    both = load_faces("generated:2:16", "test[1:2]+train[:1]+test[:1]", *COLUMNS)
+    assert sorted(drawn[2:]) == ["test", "train"] and both.encoded([0, 2]) == whole.encoded([1, 0])
 
 
 def test_unreachable_hub_is_noticed_at_once(monkeypatch):

@@ -72,6 +72,17 @@ def test_a_gallery_with_everybody_has_no_false_positives_to_count():
     assert set(nobody.rank.values()) == {None} and set(nobody.tpir_at_fpir.values()) == {None}
 
 
+def test_a_joined_gallery_with_too_few_others_resolves_no_rate():
+    rng = np.random.default_rng(0)
+    probes, gallery = unit(rng, 20), unit(rng, 2)
+    alone = search_joined(probes, np.zeros(20, int), gallery[:1], np.zeros(1, int))
+    assert alone.rank == {"1": 1, "5": 1, "10": 1} and set(alone.tpir_at_fpir.values()) == {None}
+    assert [counts.sum() for counts in alone.histogram.values()] == [20, 0]
+    two = search_joined(probes, np.zeros(20, int), gallery, np.arange(2))  # 20 others, of which 2 are allowed
+    mates, others = (probes @ gallery.T).T
+    assert two.tpir_at_fpir["0.1"] == pytest.approx(np.mean(mates > np.sort(others)[-2]))
+
+
 @pytest.mark.parametrize("block", [1 << 24, 100])
 def test_in_joined_galleries_searches_without_a_mate_are_left_out(block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)

@@ -53,6 +53,35 @@ def test_ranks_get_the_signal_and_their_launcher_does_not(tmp_path, number, pass
     assert process.returncode == code
 
 
+STARTING = """
+import os, signal, subprocess, sys
+sys.path.insert(0, "launch")
+import preemptible
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))  # before anybody knows the launcher
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+subprocess.Popen = Popen
+print(preemptible.main(["sleep", "60"], 75))
+try:
+    preemptible.main(["/no/such/launcher"], 75)
+except FileNotFoundError:
+    print([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before)
+    print(signal.getsignal(signal.SIGUSR1).name)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_while_the_launcher_is_started_ends_it(name):
+    line = [sys.executable, "-c", STARTING, name]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout.split()) == (0, [str(128 + signal.SIGTERM), "True", "SIG_IGN"]), done.stderr
+
+
 def test_a_command_that_ends_by_itself_and_none():
     line = [sys.executable, "launch/preemptible.py"]
     assert subprocess.run([*line, "--code", "75", "true"], cwd=ROOT).returncode == 0

@@ -53,6 +53,7 @@ def inspect(
     workers: int | None = None,
     image_column: str = "image",
     label_column: str = "label",
+    data_config: str | None = None,
     figure: str | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
@@ -65,18 +66,24 @@ def inspect(
         workers: processes; by default one for each core.
         image_column: holds images or their encoded bytes.
         label_column: holds the identities.
-        figure: PNG to write; by default images_per_identity.png in the folder, if it is one of parquet files, or here.
+        data_config: which of its configurations, where there are several.
+        figure: picture to write; by default images_per_identity.png in the folder, if it is one of parquet files, or
+            here.
         max_megapixels: an image whose header announces more is broken; at most 178.
     """
     check_max_megapixels(max_megapixels, "--max_megapixels")
-    found = examine(name, split, check, workers, image_column, label_column, max_megapixels)
     parquet = any(Path(name).glob("*.parquet"))
     path = Path(figure or (Path(name, FIGURE) if parquet else FIGURE))
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise UserError(f"the figure {path} must end in one of .{', .'.join(kinds)}: choose another --figure")
+    found = examine(name, split, check, workers, image_column, label_column, max_megapixels, data_config)
+    print(describe(found), flush=True)
     try:
         long_tail_figure(found.images_per_identity, path)
     except OSError as error:
         raise UserError(f"the figure {path} cannot be written ({error.strerror}): choose another --figure") from error
-    print(describe(found), f"{'figure':<14}{path}", sep="\n")
+    print(f"{'figure':<14}{path}")
 
 
 def examine(
@@ -87,13 +94,14 @@ def examine(
     image_column: str = "image",
     label_column: str = "label",
     max_megapixels: float = MAX_MEGAPIXELS,
+    data_config: str | None = None,
 ) -> Inspection:
     """Look at every image. Takes about 50 bytes of memory an image. Raises UserError if it cannot be opened."""
-    faces = load_faces(name, split, image_column, label_column)
+    faces = load_faces(name, split, image_column, label_column, data_config)
     index, hashes, broken = IdentityIndex.build(faces.labels), np.empty(len(faces), np.uint64), {}
     labels = np.empty(len(faces), np.int64)
     labels[index.images] = np.repeat(np.arange(index.identities), index.counts)
-    opened = name, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE)
+    opened = name, split, image_column, label_column, str(datasets.config.HF_DATASETS_CACHE), data_config
     look = partial(examine_rows, opened, check, max_megapixels)
     with process_pool(workers) as pool, progress(desc="inspect", unit="images", total=len(faces)) as bar:
         futures = [pool.submit(look, start, min(start + PART, len(faces))) for start in range(0, len(faces), PART)]
@@ -108,9 +116,10 @@ def examine(
 
 
 def examine_rows(
-    opened: tuple[str, ...], check: Check, max_megapixels: float, start: int, stop: int
+    opened: tuple, check: Check, max_megapixels: float, start: int, stop: int
 ) -> tuple[int, np.ndarray, list[Broken]]:
-    """`start`, hashes of the bytes (uint64 [stop - start]) and broken images of these rows."""
+    """`start`, hashes of the bytes (uint64 [stop - start]) and broken images of these rows. One without bytes has a
+    hash of its own, and so equals none."""
     faces = opened_faces(*opened)
     hashes, broken = [], []
     for first in range(start, stop, BATCH):
@@ -118,7 +127,11 @@ def examine_rows(
         for row, image in zip(rows.tolist(), faces.encoded(rows), strict=True):
             if (reason := damage(image, check, max_megapixels)) is not None:
                 broken.append(Broken(faces.where(row), reason))
-            hashes.append(hashlib.blake2b(image if isinstance(image, bytes) else b"", digest_size=8).digest())
+            if isinstance(image, bytes):
+                found = hashlib.blake2b(image, digest_size=8)
+            else:
+                found = hashlib.blake2b(str(row).encode(), digest_size=8, person=b"row")
+            hashes.append(found.digest())
     return start, np.frombuffer(b"".join(hashes), np.uint64), broken
 
 

@@ -5,6 +5,7 @@ encoded image.
 """
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice, pairwise
@@ -64,6 +65,7 @@ def read_records(
     """
     with opened(rec) as data:
         keys = dict(_entries(lines)) if lines else {}
+        starts = list(keys)  # ascending, as the plan has seen to
         inside, beyond = ([at for at in keys if (at < len(data)) == side] for side in (True, False))
         trusted = keys and all(is_start(data, at) for at in inside)
         for position, end, content in records(data, inside) if trusted else scan(data, start, stop, _is_whole):
@@ -75,7 +77,8 @@ def read_records(
                     label = _label(labels, identities)
                     yield Record(keys.get(position, f"byte {position}"), image, label, str(label))
             except ValueError as error:
-                for key in [key for at, key in keys.items() if position <= at < end] or [f"byte {position}"]:
+                here = starts[bisect_left(starts, position) : bisect_left(starts, end)]
+                for key in [keys[at] for at in here] or [f"byte {position}"]:
                     yield Broken(key, str(error))
         for at in beyond:
             yield Broken(keys[at], f"truncated: the file ends before byte {at}, where it should start")

@@ -10,6 +10,7 @@ from PIL import Image
 from ffc_ds.data.importers import inspection
 from ffc_ds.data.importers.inspection import examine, inspect, long_tail
 from ffc_ds.errors import UserError
+from launch.prepare_data import main
 from tests.data.importers.formats import pictures
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path):
     a, b, c, *more = pictures(12)
     content = [(image, 10**6 * (i // 4)) for i, image in enumerate(more)]  # 3 identities with 4, 4 and 1 images
     content += [(a, 7), (a, 7), (b, 7), (b, 8), (b, 8), (c, 7), (c, 8), (c, 9)]
-    content += [(more[0][:-5], 5), (b"", 5), (None, 5)]
+    content += [(more[0][:-5], 5), (b"", 5), (None, 5), (None, 5), (None, 6)]
     write(tmp_path / "faces", [[(a, 1)]], "test")
     return write(tmp_path / "faces", [content[:6], content[6:7], content[7:]]), content
 
@@ -46,13 +47,17 @@ def test_everything_is_counted(folder, check):
     found = examine(folder, "train", check, workers=2)
     identities = Counter(label for _, label in content)
     assert sorted(found.images_per_identity) == sorted(identities.values())
-    assert found.images == 20 and found.identities == 7
+    assert found.images == 22 and found.identities == 8
     images = {}
     for image, label in content:
-        images.setdefault(image or b"", []).append(label)
-    assert found.repeated == sum(len(labels) - 1 for labels in images.values()) == 6
+        if image is not None:  # what cannot be read is like nothing
+            images.setdefault(image, []).append(label)
+    assert found.repeated == sum(len(labels) - 1 for labels in images.values()) == 5
     assert found.shared == sum(len(set(labels)) - 1 for labels in images.values()) == 3
-    assert [key for key, _ in found.broken] == [f"row {i} (label 5) of split 'train' of {folder}" for i in (17, 18, 19)]
+    labels = {17: 5, 18: 5, 19: 5, 20: 5, 21: 6}
+    assert [key for key, _ in found.broken] == [
+        f"row {i} (label {n}) of split 'train' of {folder}" for i, n in labels.items()
+    ]
     assert found.broken[2].reason.startswith("it has no image bytes and no file")
 
 
@@ -67,10 +72,10 @@ def test_the_report_and_the_figure(folder, capsys):
     inspect(folder[0], workers=1)
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[:3] == ["images 20", "identities 7", "per identity mean 2.9, median 3, most 4 images"]
-    assert lines[3:6] == ["1 2 " + "#" * 27, "2-3 2 " + "#" * 27, "4-7 3 " + "#" * 40]
-    assert "broken 3" in lines and f"row 18 (label 5) of split 'train' of {folder[0]}: not a readable image of 0" in out
-    assert "repeated 6 images have the bytes of another, 3 of them under another identity" in lines
+    assert lines[:3] == ["images 22", "identities 8", "per identity mean 2.8, median 3.5, most 4 images"]
+    assert lines[3:6] == ["1 3 " + "#" * 30, "2-3 1 " + "#" * 10, "4-7 4 " + "#" * 40]
+    assert "broken 5" in lines and f"row 18 (label 5) of split 'train' of {folder[0]}: not a readable image of 0" in out
+    assert "repeated 5 images have the bytes of another, 3 of them under another identity" in lines
     with Image.open(f"{folder[0]}/images_per_identity.png") as figure:
         assert figure.width > 500 and len(np.unique(np.asarray(figure.convert("L")))) > 10
 
@@ -117,7 +122,19 @@ def test_whatever_training_takes(tmp_path, monkeypatch, capsys):
     assert "identities 3" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_cannot_be_inspected_is_refused(tmp_path):
+def test_a_set_with_several_configurations(tmp_path, capsys):
+    for name, labels in (("clean", [1, 2]), ("all", [1, 2, 3])):
+        write(tmp_path / name, [list(zip(pictures(3), labels, strict=False))])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("clean", "all"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    settings = ["inspect", str(tmp_path), "--figure", str(tmp_path / "a.png"), "--workers", "2"]
+    main([*settings, "--data_config", "all"])
+    assert "images 3 identities 3" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"\['clean', 'all'\]: choose one, .* --data_config"):
+        main(settings)
+
+
+def test_what_cannot_be_inspected_is_refused(tmp_path, capsys, monkeypatch):
     def refused(reason, folder, **settings):
         with pytest.raises(UserError, match=reason):
             inspect(str(folder), workers=1, **settings)
@@ -135,3 +152,7 @@ def test_what_cannot_be_inspected_is_refused(tmp_path):
     refused("is no whole parquet file", tmp_path / "cut")
     with pytest.raises(UserError, match="figure .*none/a.png cannot be written .*: choose another --figure"):
         inspect(whole, workers=1, figure=str(tmp_path / "none" / "a.png"))
+    assert "images 1 identities 1" in " ".join(capsys.readouterr().out.split())  # all the same
+    monkeypatch.setattr(inspection, "examine", None)  # is not even begun
+    for name in ("a.bmp", "a"):
+        refused(f"the figure {name} must end in one of .*png, .*svg", whole, figure=name)

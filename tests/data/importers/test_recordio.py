@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ffc_ds.data.importers import recordio
 from ffc_ds.data.importers.plan import Record
 from ffc_ds.data.importers.recordio import plan_recordio
 from ffc_ds.errors import UserError
@@ -207,6 +208,26 @@ def test_damaged_bytes_cost_only_the_records_that_they_are_in(tmp_path, indexed)
 def key_of(name: str, starts: list[int]) -> int:
     """The number of a record, whose name is that number, or a byte in it."""
     return bisect_right(starts, int(name.removeprefix("byte "))) - 1 if name.startswith("byte") else int(name)
+
+
+def test_the_keys_of_broken_records_are_not_sought_among_all(tmp_path, monkeypatch):
+    source = write_set(tmp_path / "set", [(i + 1, b"no record") for i in range(300)])
+    compared, entries = [], recordio._entries
+
+    class Offset(int):
+        def __lt__(self, other):
+            compared.append(self)
+            return int(self) < other
+
+        def __ge__(self, other):
+            compared.append(self)
+            return int(self) >= other
+
+    monkeypatch.setattr(recordio, "_entries", lambda lines: ((Offset(at), key) for at, key in entries(lines)))
+    (job,) = plan_recordio(str(source)).jobs
+    compared.clear()
+    assert [broken.key for broken in job()] == [str(i + 1) for i in range(300)]
+    assert len(compared) < 300 * 25  # two look-ups in 300 keys, each of at most 9 steps
 
 
 def test_a_region_of_damage_is_told(tmp_path):
