@@ -16,13 +16,17 @@ from ffc_ds.errors import UserError
 
 GRACE = 5.0  # seconds; the launcher ends all ranks when the first one ends, and that should be the one with the cause
 ending = threading.Event()  # set when this process is about to leave, for good or bad
+TOO_MUCH = (
+    "What helps: train.accumulation, or smaller batches; head.workspace_mb; a higher ZeRO stage; less beside it on "
+    "that GPU. launch/plan.py says what a run takes."
+)
 LAUNCHERS = ("deepspeed", "torchrun")
 LAUNCHER_MODULES = ("deepspeed.launcher.", "torch.distributed.")
 
 
 def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same command starts anew") -> None:
-    """Run `main` and leave with the right code: what it returns, 2 for a UserError, whose message is printed once, 130
-    for Ctrl-C, after which it says what `to_go_on`.
+    """Run `main` and leave with the right code: what it returns, 2 for a UserError, whose message is printed once, and
+    for a GPU without memory left, 130 for Ctrl-C, after which it says what `to_go_on`.
 
     Anything else is a defect: traceback and exit code 1, but not before another rank, whose UserError may have been
     the reason, had time to speak. A rank that is done leaves at once, too: threads of libraries may abort a process
@@ -40,22 +44,28 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
         if code or "WORLD_SIZE" in os.environ:
             leave(code)
     except UserError as error:
-        ending.set()
-        if error.shared and not first:
-            time.sleep(GRACE)
-        else:
-            print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
-        leave(2)
+        _refuse(str(error), error.shared and not first)
     except KeyboardInterrupt:
         if first:
             print(f"\nstopped; {to_go_on}", file=sys.stderr, flush=True)
         leave(130)
-    except Exception:
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for this
+            _refuse(f"{'. '.join(str(error).split('. ')[:2])}. {TOO_MUCH}", False)
         ending.set()
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(GRACE)
         traceback.print_exc()
         leave(1)
+
+
+def _refuse(message: str, told_by_another: bool) -> None:
+    ending.set()
+    if told_by_another:
+        time.sleep(GRACE)
+    else:
+        print(f"\nerror: {message}\n", file=sys.stderr, flush=True)
+    leave(2)
 
 
 def launchers() -> list[psutil.Process]:

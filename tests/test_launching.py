@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.launched import ROOT
+from tests.warm import Call, environment, run_warm
 
 LAUNCHER = """
 import os, subprocess, sys
@@ -53,6 +54,25 @@ def test_a_rank_that_is_done_does_not_fail_while_it_is_taken_down(rank, code):
     env = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"} | rank
     done = subprocess.run([sys.executable, "-c", ABORTS_AT_THE_END], env=env, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "done\n")
+
+
+def without_memory():
+    import torch
+
+    from ffc_ds.launching import run_for_user
+
+    def main():
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4 GiB"
+        )
+
+    run_for_user(main)
+
+
+def test_a_gpu_without_memory_left_is_no_defect():
+    (ended,) = run_warm([Call(without_memory, (), environment())])
+    assert ended.code == 2 and "Traceback" not in ended.stderr
+    assert "error: CUDA out of memory. Tried to allocate 2.00 GiB. What helps: train.accumulation" in ended.stderr
 
 
 IMPORTED = """
