@@ -147,13 +147,12 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     way."""
     parts, panels, curves, commands, last, told = [], {}, {}, {}, None, None
     for experiment in experiments:
-        rows, panel, ways, machines = [], {}, {}, set()
+        rows, panel, ways, cells_there = [], {}, {}, []
         for label, cells in experiment.lines.items():
             paths = [output / name / f"{cell.name}.json" for cell in cells]
             found = [json.loads(path.read_text()) for path in paths if path.exists()]
             if found:
-                last = found[-1]
-                machines |= {each["machine"] for each in found}
+                last, cells_there = found[-1], cells_there + found
                 commands |= dict.fromkeys(each["command"] for each in found)
                 rows.append([label, *_row(found)])
                 panel[label] = [100 * each["trained"]["accuracy"] for each in found]
@@ -163,8 +162,8 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
             if max(map(len, ways.values())) > 2:  # verified on the way
                 curves[experiment.title] = ways
             heading = ["", "accuracy, %", "TAR at FAR 0.01", "AUC", "seeds"]
-            data = "{identities:,} identities, {images:,} images, {steps:,} steps, {ranks} rank".format(**last)
-            data = f"{data}{'s' * (last['ranks'] > 1)}, on {' and '.join(sorted(machines))}.\n\n"
+            data = f"{_how_many(cells_there)}, {last['ranks']} rank{'s' * (last['ranks'] > 1)}"
+            data = f"{data}, on {' and '.join(sorted({each['machine'] for each in cells_there}))}.\n\n"
             said, told = ("" if data == told else data), data
             parts.append(f"## {experiment.title}\n\n{said}{markdown_table(heading, rows)}")
     if not parts:
@@ -179,6 +178,14 @@ def write_tables(name: str, experiments: list[Experiment], output: Path) -> None
     made = how_it_was_made(commands, last["versions"], last["machine"])
     text = "\n\n".join([f"# Comparison by accuracy: {name}", about, *figures, *parts, made])
     (output / f"{name}.md").write_text(text + "\n")
+
+
+def _how_many(found: list[dict]) -> str:
+    parts = []
+    for what in ("identities", "images", "steps"):
+        least, most = (choose(each[what] for each in found) for choose in (min, max))
+        parts.append(f"{least:,} {what}" if least == most else f"{least:,} to {most:,} {what}")
+    return ", ".join(parts)
 
 
 def _row(found: list[dict]) -> list[str]:
