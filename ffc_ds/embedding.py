@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ffc_ds.data.augment import to_input
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
-from ffc_ds.data.loader import image_batches
+from ffc_ds.data.reading import image_batches
 from ffc_ds.distributed import all_gather, rank, where_ranks_meet, world_size
 
+READERS = 4  # threads that decode while a GPU computes, at most
 Encode = Callable[[Tensor], Tensor]  # uint8 [b, S, S, 3], RGB, in the host's memory -> features, float [b, dim]
 
 
@@ -37,7 +38,8 @@ def embed(
     own = np.resize(rows, (world_size(), batches * batch_size))[rank()]
     encode = both_sides(encode) if mirror else encode
     found = []
-    for pixels in progress(image_batches(images, own, image_size, batch_size, 0, max_megapixels)):
+    threads = min(READERS, torch.get_num_threads())
+    for pixels in progress(image_batches(images, own, image_size, batch_size, threads, max_megapixels)):
         feature = encode(pixels).float()
         found.append(F.normalize(feature, dim=1) if unit else feature)
     return all_gather(where_ranks_meet(torch.cat(found))).flatten(0, 1)[: len(rows)]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ffc_ds.data.batch_checks import PREFETCHED, check_batch_size
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.data.faces import Faces
-from ffc_ds.data.reading import read_images, read_into
+from ffc_ds.data.reading import read_into
 from ffc_ds.data.sampler import Sampler, StepPlan
 from ffc_ds.errors import UserError
 from ffc_ds.progress import say
@@ -112,28 +112,6 @@ def make_loader(
     steps = StepLoader(faces, sampler, image_size, rank, world_size, accumulation, max_megapixels)
     keys = range(start_step * accumulation, end_step * accumulation)
     return _SharedLoader(steps, keys, workers, rank) if workers else _OrderedLoader(steps, keys, 0)
-
-
-def image_batches(
-    faces: Faces,
-    rows: np.ndarray,
-    image_size: int,
-    batch_size: int,
-    workers: int,
-    max_megapixels: float = MAX_MEGAPIXELS,
-) -> DataLoader:
-    """Yield the images of `rows` (int64 [n]) in order, as uint8 tensors [b, S, S, 3] with b <= batch_size."""
-    batches = _RowBatches(faces, np.asarray(rows), image_size, batch_size, max_megapixels)
-    return _OrderedLoader(batches, range(0, len(rows), batch_size), workers)
-
-
-class _RowBatches(Dataset):
-    def __init__(self, faces: Faces, rows: np.ndarray, image_size: int, batch_size: int, max_megapixels: float):
-        self.faces, self.rows, self.batch_size = faces, rows, batch_size
-        self.decoding = image_size, max_megapixels
-
-    def __getitem__(self, start: int) -> torch.Tensor:
-        return read_images(self.faces, self.rows[start : start + self.batch_size], *self.decoding)
 
 
 class _OrderedLoader(DataLoader):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ffc_ds.data.ahead import Ahead
 from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
 from ffc_ds.data.decoding import decode, decode_many
 from ffc_ds.errors import UserError
@@ -17,6 +18,14 @@ def read_images(faces, rows: np.ndarray, image_size: int, max_megapixels: float 
     images = np.empty((*rows.shape, image_size, image_size, 3), dtype=np.uint8)
     read_into(images, faces, rows, max_megapixels)
     return torch.from_numpy(images)
+
+
+def image_batches(
+    faces, rows: np.ndarray, image_size: int, batch_size: int, threads: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> Ahead[np.ndarray, torch.Tensor]:
+    """`read_images` of rows (int64 [n]) in their order, `batch_size` at a time, by threads ahead of their use."""
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return Ahead(lambda part: read_images(faces, part, image_size, max_megapixels), parts, threads)
 
 
 def read_into(images: np.ndarray, faces, rows: np.ndarray, max_megapixels: float = MAX_MEGAPIXELS) -> list[str]:

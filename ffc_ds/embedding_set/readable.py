@@ -1,18 +1,15 @@
 """Batches of the images that can be read, decoded ahead by threads; of the others it is said why."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ffc_ds.data.ahead import Ahead
 from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.faces import Faces
-
-AHEAD = 2  # batches of each thread
 
 
 class Readable(NamedTuple):
@@ -29,7 +26,7 @@ class Readable(NamedTuple):
 def readable_batches(
     faces: Faces, batches: Iterable[np.ndarray], image_size: int, threads: int, max_megapixels: float
 ) -> Iterator[Readable]:
-    """Decode batches of rows (int64 [b] each), in their order. Decoders leave Python's lock, so threads are enough."""
+    """Decode batches of rows (int64 [b] each), in their order."""
 
     def read(rows: np.ndarray) -> Readable:
         images, errors = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8), {}
@@ -42,11 +39,4 @@ def readable_batches(
         damaged = [(faces.where(rows[position]), reason) for position, reason in errors.items()]
         return Readable(torch.from_numpy(images if not errors else images[kept]), rows[kept], damaged)
 
-    with ThreadPoolExecutor(threads) as pool:
-        begun = deque()
-        for rows in batches:
-            begun.append(pool.submit(read, rows))
-            if len(begun) > AHEAD * threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+    return iter(Ahead(read, batches, threads))
