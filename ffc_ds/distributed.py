@@ -44,8 +44,8 @@ def world_size() -> int:
 
 
 def host_share() -> float:
-    """The share of all ranks that are on this host, as far as the launcher says."""
-    here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1  # DeepSpeed's, torchrun's
+    """The share of all ranks that are on this host, as the launcher says it; all of them where it says nothing."""
+    here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size()  # DeepSpeed's, torchrun's
     return int(here) / world_size()
 
 

@@ -1,6 +1,5 @@
 """The systems, one file each, behind the contract of `base.py`."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,7 +10,7 @@ import psutil
 import torch
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, head_config, slots_of_pool
-from ffc_ds.distributed import together, world_size
+from ffc_ds.distributed import host_share, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
 
@@ -177,9 +176,7 @@ def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remed
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        # as DeepSpeed's launcher and torchrun say it
-        ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size()
-        free = psutil.virtual_memory().available // int(ranks)
+        free = psutil.virtual_memory().available / (host_share() * world_size())
     if needed > free:
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "

@@ -39,7 +39,7 @@ class Shard:
 def check_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> None:
     """Raise UserError, on all ranks, unless these are the labels of all ranks' rows for `Head.loss`: from 0 on and, if
     there are so many identities, below that `number`."""
-    wanted = 2, world_size() * probe.shape[1]
+    wanted = len(probe), world_size() * probe.shape[1]
     if identities.shape != wanted or identities.dtype.kind not in "iu":
         raise shared(
             f"labels are {identities.dtype} {identities.shape}, where features {tuple(probe.shape)} on each of "

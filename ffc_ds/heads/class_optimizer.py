@@ -34,8 +34,8 @@ class _RowOptimizer:
     ):
         self.config, self.weights, self.workspace, self.seed, self.unit_dim = config, weights, workspace, seed, unit_dim
         self.kernels = kernels
-        on_host = config.memory == "host" and weights.device.type != "cpu"
-        place = {"device": "cpu", "pin_memory": True} if on_host else {"device": weights.device}
+        self.on_host = config.memory == "host" and weights.device.type != "cpu"
+        place = {"device": "cpu", "pin_memory": True} if self.on_host else {"device": weights.device}
         self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
         names, rounded = ("weights", *self.slots), weights.dtype == torch.bfloat16
         self._rounding = StochasticRounding(names, weights.shape[1], weights.device) if rounded else None

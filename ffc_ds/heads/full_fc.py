@@ -89,6 +89,8 @@ class FullFC(ClassHead):
         self.optimizer.updates = updates
 
     def shards(self):
+        if self.optimizer.on_host:  # to which the last rows may be on their way
+            torch.cuda.synchronize(self.weights.device)
         state = {name: Shard(tensor, dim=0, length=self.classes) for name, tensor in self.optimizer.state.items()}
         return super().shards() | state
 
