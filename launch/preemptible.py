@@ -67,4 +67,10 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     chosen = int(words[1]) if words[:1] == ["--code"] and words[1:2] and words[1].isdecimal() else None
     command = words if chosen is None else words[2:]
-    sys.exit(main(command, chosen or 0) if command and command[0] != "--code" else __doc__)
+    if not command or command[0].startswith("-"):
+        sys.exit(__doc__)
+    try:
+        sys.exit(main(command, chosen or 0))
+    except OSError as error:
+        print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        sys.exit(127)

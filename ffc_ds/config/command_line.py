@@ -103,8 +103,8 @@ def _reason(message: str) -> str:
 
 
 def _in_words(kinds: str) -> str:
-    if choices := re.search(r"Literal\[(.*)\]", kinds):
-        return f"one of {choices[1]}"
+    if choices := re.search(r"Literal\[(.*?)\]", kinds):
+        return f"a list of some of {choices[1]}, as [A,B]" if "list[" in kinds.lower() else f"one of {choices[1]}"
     names = re.findall(r"(\w+)(?:\[[^]]*\]|'>)?(?:, |$)", kinds)
     return " or ".join(dict.fromkeys(KINDS.get(name, name) for name in names))
 

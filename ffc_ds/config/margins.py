@@ -75,7 +75,10 @@ def _check_read(head):
         value = getattr(head, name)
         if value != getattr(default(), name):
             readers = ", ".join(margin for margin, settings in READS.items() if name in settings)
-            raise UserError(f"head.{name} is {value}, but head.margin {head.margin} does not read it; {readers} would.")
+            raise UserError(
+                f"head.{name} is {value}, but head.margin {head.margin} does not read it; {readers} would."
+                + f" `--head.{name} null` drops what a file says." * (getattr(default(), name) is None)
+            )
 
 
 def _check_numbers(margin, own):

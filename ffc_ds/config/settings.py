@@ -116,7 +116,7 @@ class HeadConfig:
     margin: MarginName = "am"
     """Margin on the target cosine: AM-Softmax / CosFace, ArcFace, SV-AM-Softmax, ArcFace's combination, AdaFace,
     CurricularFace, MagFace, SphereFace, SphereFace-R, or one of ElasticFace's; docs/heads/margins.md has them all. ffc
-    takes am, arc, sv, combined and sphereface."""
+    with pool lru takes am, arc, sv, combined and sphereface."""
     margin_strength: float | None = None
     """Strength of the margin, m; by default the published one (am, sv, adaface 0.4; arc, curricular, elastic_arc 0.5;
     elastic_cos 0.35; sphereface 1.7, sphereface_r 1.4). magface and combined have their own settings."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ffc_ds.data.bounds import MAX_MEGAPIXELS
+from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import world_size
 from ffc_ds.embedding import embed, of_pixels
@@ -88,16 +88,22 @@ def verify(
     batch_size = pairs.batch_size(batch_size)
     training = module.training
     module.eval()
-    embeddings = embed(
-        of_pixels(lambda inputs: module(inputs).embeddings, device, dtype),
-        pairs.images,
-        pairs.rows,
-        image_size,
-        batch_size,
-        mirror=mirror,
-        progress=progress,
-        max_megapixels=max_megapixels,
-    )
+    try:
+        embeddings = embed(
+            of_pixels(lambda inputs: module(inputs).embeddings, device, dtype),
+            pairs.images,
+            pairs.rows,
+            image_size,
+            batch_size,
+            mirror=mirror,
+            progress=progress,
+            max_megapixels=max_megapixels,
+        )
+    except CorruptImage as error:
+        raise UserError(
+            f"verification on {pairs.name}: {error}. Take such images out: `prepare_data.py inspect "
+            "--check full` names them"
+        ) from error
     module.train(training)
     embeddings = embeddings.cpu().numpy()
     if not np.isfinite(embeddings).all():

@@ -62,7 +62,10 @@ def build_backbone(name: str, image_size: int = 112, embedding_size: int = 512, 
     config_class = model_class.config_class
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     if unknown := sorted(overrides.keys() - known):
-        raise UserError(f"Backbone {name} has no setting {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
+        raise UserError(
+            f"Backbone {name} has no setting {', '.join(unknown)}. There are: {', '.join(sorted(known))}. "
+            "`--model.overrides {}` drops those of a file."
+        )
     return _built(lambda **settings: model_class(config_class(**settings)), name, preset | sizes | overrides)
 
 

@@ -37,7 +37,10 @@ def build_hub_encoder(name: str, image_size: int, embedding_size: int, **overrid
     own = {key: overrides.pop(key) for key in OWN if key in overrides}
     known = _tower(folder).to_dict()
     if unknown := sorted(overrides.keys() - known):
-        raise UserError(f"{name} has no setting {', '.join(unknown)}. There are: {', '.join([*OWN, *sorted(known)])}.")
+        raise UserError(
+            f"{name} has no setting {', '.join(unknown)}. There are: {', '.join([*OWN, *sorted(known)])}. "
+            "`--model.overrides {}` drops those of a file."
+        )
     size = {"image_size": image_size} if "image_size" in known else {}
     encoder = {key: value for key, value in (described | overrides | size).items() if key not in UNSAID}
     width, pooling, used = _look(name, encoder, image_size, own.get("pooling"))

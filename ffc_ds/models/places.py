@@ -14,6 +14,8 @@ def find_folder(name: str, files: list[str] | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(f"no folder {name} here")
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError, HFValidationError) as error:

@@ -33,7 +33,11 @@ def find(resume: str | None, folder: Path) -> Path | None:
     beside, names = candidates[0].parent, {path.name for path in candidates}
     others = _as_rank_0_sees_them(lambda: [path for _, path in complete(beside) if path.name not in names], beside)
     whole = [path.name for path in others if find_damage(path) is None]
-    advice = f"Undamaged beside it: {', '.join(whole)}." if whole else f"There is no undamaged one in {beside}."
+    advice = f"Undamaged beside it: {', '.join(whole)}."
+    if not whole:
+        advice = f"There is no undamaged one in {beside}: move it away, or give another --output_dir, to start anew."
+    if (candidates[0] / "checkpoints").is_dir():
+        advice = f"{candidates[0]} is a run: give a step-N in its checkpoints, or latest with it as --output_dir."
     raise shared("\n".join([*damages.values(), advice]))
 
 

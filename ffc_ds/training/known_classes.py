@@ -147,7 +147,8 @@ def _nobody(source: Source, index: IdentityIndex) -> str:
     there = next(_names(source.folder, 1))[1][0].as_py()
     return (
         f"head.weights: none of the {index.identities:,} identities here is in {source.folder}, by their names, which "
-        f"are such as {index.names[0].as_py()!r} here and {there!r} there."
+        f"are such as {index.names[0].as_py()!r} here and {there!r} there. What prepare_data.py wrote has numbers in "
+        "its column label and names in its column identity (data.label_column)."
     )
 
 
@@ -184,4 +185,7 @@ def _tell(source: Source, kept: int, identities: int, there: int, shards: list[s
     new, dropped = identities - kept, there - kept
     say(f"head.weights {source.folder}: {kept:,} identities kept{also}, {new:,} new, {dropped:,} dropped")
     if not named:
-        say("warning: identities are numbers, and whoever has the same number there and here is taken for the same one")
+        say(
+            "warning: identities are numbers, and whoever has the same number there and here is taken for the same. "
+            "An import numbers people anew; their names are in its column identity: --data.label_column identity"
+        )

@@ -77,7 +77,7 @@ def table(results: dict, folder: Path) -> str:
         ("verification, at first", percent(untrained)),
         ("verification, at the end", percent(trained)),
         *((f"TAR at FAR {far}", _share(value)) for far, value in trained.get("tar_at_far", {}).items()),
-        ("AUC", _share(trained.get("auc"))),
+        *([("AUC", _share(trained["auc"]))] if "auc" in trained else []),
         ("backbone", folder / "model"),
         ("figures and numbers", folder / "results.json"),
         ("", folder / "learning_curve.png"),

@@ -338,6 +338,10 @@ def test_sets_that_cannot_be_compared_are_refused(sets, tmp_path, other, reason)
         (["--find", "[merge,overlap]"], "overlap if and only if --against is given"),
         (["--find", "[merge]", "--against", "."], "overlap if and only if --against is given"),
         (["--find", "[twins]"], "find"),
+        (
+            ["--find", "overlap"],
+            r"find is overlap; it should be a list of some of 'mislabelled', .*'overlap', as \[A,B\]",
+        ),
         (["--embeddings", "nowhere"], "there is no folder nowhere"),
     ],
 )

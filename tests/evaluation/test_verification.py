@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
+from ffc_ds.errors import UserError
 from ffc_ds.evaluation.verification import pair_distances, verify_pairs
+from ffc_ds.evaluation.verifier import EncodedImages, Pairs, verify
 
 
 def noisy_pairs(n, seed=0, decimals=None, noise=1.6):
@@ -222,3 +225,10 @@ def test_unusable_pairs_are_refused():
         verify_pairs(first[:9], second[:9], same[:9])
     with pytest.raises(ValueError, match="one kind"):
         verify_pairs(first, second, np.ones(50, dtype=bool))
+
+
+def test_an_image_of_the_pairs_that_cannot_be_read_is_one_of_the_verification():
+    images = EncodedImages([b"\xff\xd8\xff", b"no image"], "pairs")
+    pairs = Pairs(images, "pairs", np.arange(2), np.zeros(20, int), np.ones(20, int), np.arange(20) < 10)
+    with pytest.raises(UserError, match=r"verification on pairs: row 0 of pairs: .*`prepare_data.py inspect"):
+        verify(torch.nn.Identity(), pairs, 32, 2, torch.device("cpu"), torch.float32)

@@ -101,6 +101,23 @@ def test_accepted_proposals_make_a_clean_set(work, tmp_path, monkeypatch):
         main([*map(str, line)])
 
 
+def test_numbered_people_keep_their_numbers(tmp_path, monkeypatch):
+    """Or class weights of an earlier run would be taken for those of others."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = sorted(person_folders(tmp_path / "faces", people=4, images=2).rglob("*.jpg"))
+    numbers = [3, 3, 7, 7, 8, 8, 20, 20]
+    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in images], "label": numbers}
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "set" / "train-00000-of-00001.parquet")
+    found = {"kind": "merge", "identity": "8", "other_identity": "20", "row": 4, "accepted": True}
+    content = load_faces(str(tmp_path / "set"), "train", "image", "label").fingerprint
+    pq.write_table(pa.Table.from_pylist([found | {"content": content}]), tmp_path / "proposals.parquet")
+    main(["apply", str(tmp_path / "set"), str(tmp_path / "proposals.parquet"), str(tmp_path / "out"), "--workers", "1"])
+    written = pq.read_table(tmp_path / "out", columns=["label", "identity"])
+    assert written["label"].to_pylist() == [3, 3, 7, 7, 20, 20, 20, 20]
+    assert written["identity"].to_pylist() == [str(each) for each in written["label"].to_pylist()]
+
+
 def test_proposals_that_cannot_be_applied(work, tmp_path):
     table = pq.read_table(work / "out" / "proposals.parquet")
 

@@ -86,5 +86,8 @@ def test_a_command_that_ends_by_itself_and_none():
     line = [sys.executable, "launch/preemptible.py"]
     assert subprocess.run([*line, "--code", "75", "true"], cwd=ROOT).returncode == 0
     assert subprocess.run([*line, "false"], cwd=ROOT).returncode == 1
-    help_asked = subprocess.run([*line, "--code"], cwd=ROOT, capture_output=True, text=True)
-    assert help_asked.returncode == 1 and "[--code N] deepspeed launch/train.py" in help_asked.stderr
+    for asked in ("--code", "--help"):
+        help_asked = subprocess.run([*line, asked], cwd=ROOT, capture_output=True, text=True)
+        assert help_asked.returncode == 1 and "[--code N] deepspeed launch/train.py" in help_asked.stderr
+    unknown = subprocess.run([*line, "deepsped"], cwd=ROOT, capture_output=True, text=True)
+    assert (unknown.returncode, unknown.stderr) == (127, "deepsped cannot be started: No such file or directory\n")

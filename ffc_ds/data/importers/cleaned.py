@@ -64,6 +64,8 @@ def plan_cleaned(
     if not len(rows):
         raise UserError(f"{proposals} leaves no image of {faces.name}: accept fewer proposals")
     identities, labels = np.unique(after[rows], return_inverse=True)
+    if not faces.named:  # numbers stay what they are, or classes of an earlier run would be somebody else's
+        labels = index.names.to_numpy()[after[rows]]
     say(
         f"{len(rows):,} of {len(faces):,} images are kept, {np.sum(after != before, where=kept):,} of them elsewhere; "
         f"{len(identities):,} of {index.identities:,} identities are left"
