@@ -162,5 +162,5 @@ def test_checkpoints_without_a_manifest_are_refused(whole, tmp_path):
     message = str(caught.value)
     for step in (1, 2):
         assert f"{tmp_path}/step-{step} has no {MANIFEST}: it is damaged, or of an earlier version" in message
-    assert message.endswith(f"There is no undamaged one in {tmp_path}.")
+    assert f"There is no undamaged one in {tmp_path}: move it away" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
