@@ -14,7 +14,8 @@ from ffc_ds.distributed import world_size
 from ffc_ds.errors import UserError
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")  # others keep more than tensors of the shape of a parameter and a count of steps
-REFUSED = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError)
+# What DeepSpeed raises, beside errors of its own, for a ds_config that it does not take.
+ITS_ERRORS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError)
 
 
 def check_deepspeed_config(config: Config) -> None:
@@ -61,7 +62,7 @@ def refusals(path: str) -> Iterator[None]:
     """What DeepSpeed does not take is the user's to mend."""
     try:
         yield
-    except (*REFUSED, DeepSpeedConfigError, ZeRORuntimeException) as error:
+    except (*ITS_ERRORS, DeepSpeedConfigError, ZeRORuntimeException) as error:
         raise UserError(f"DeepSpeed cannot work with {path}: {error}") from error
 
 
