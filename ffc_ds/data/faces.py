@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.copies import check_copies
 from ffc_ds.data.decoding import read_image_file
+from ffc_ds.data.failing_disk import FailingDisk, is_failing
 from ffc_ds.errors import UserError
 
 ROWS = 1 << 20  # whose labels are in memory at a time
@@ -127,8 +128,9 @@ class Faces:
             return read_image_file(image["path"])
         except CorruptImage as error:
             return error
-        except OSError as error:  # gone, or the disk or its server fails
-            return CorruptImage(f"{image['path']} cannot be read ({error.strerror or error})")
+        except OSError as error:
+            kind = FailingDisk if is_failing(error) else CorruptImage
+            return kind(f"{image['path']} cannot be read ({error.strerror or error})")
 
 
 def check_choice(wanted: str, available: Collection[str], complaint: str) -> None:

@@ -10,6 +10,7 @@ from ffc_ds.data.ahead import Ahead
 from ffc_ds.data.bounds import CorruptImage
 from ffc_ds.data.decoding import decode_many
 from ffc_ds.data.faces import Faces
+from ffc_ds.data.failing_disk import FailingDisk
 
 
 class Readable(NamedTuple):
@@ -26,12 +27,14 @@ class Readable(NamedTuple):
 def readable_batches(
     faces: Faces, batches: Iterable[np.ndarray], image_size: int, threads: int, max_megapixels: float
 ) -> Iterator[Readable]:
-    """Decode batches of rows (int64 [b] each), in their order."""
+    """Decode batches of rows (int64 [b] each), in their order. Raises FailingDisk for an image that may be whole."""
 
     def read(rows: np.ndarray) -> Readable:
         images, errors = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8), {}
 
         def note(position: int, error: CorruptImage) -> None:
+            if isinstance(error, FailingDisk):
+                raise error
             errors[position] = str(error)
 
         decode_many(faces.encoded(rows), image_size, images, note, max_megapixels)

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ffc_ds.data.content import PART, THREADS
+from ffc_ds.data.failing_disk import is_failing
 from ffc_ds.data.image_folder.kinds import NO_FILE, START, UNREADABLE, clutter, no_image
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
@@ -49,7 +50,7 @@ def walk(root: str | os.PathLike) -> Walk:
     """Find the images of every format that is decoded here, whatever their files are called; links are followed.
 
     The start of every file is read, by threads. Memory is that of the relative paths. Raises UserError where there is
-    no folder, and for a link that leads back to a folder that it lies in.
+    no folder, for a link that leads back to a folder that it lies in, and where a disk or its server fails.
     """
     root = os.path.abspath(root)
     if os.path.isfile(root):
@@ -111,7 +112,7 @@ def _below(root: str, folders: list[_Folder]) -> list[_File]:
         try:
             entries = list(_entries(root, folder))
         except OSError as error:
-            found.append((f"{folder.path}/", _unreadable(error)))
+            found.append((f"{folder.path}/", _unreadable(folder.path, error)))
             continue
         found.append((f"{folder.path}/", None))
         for entry in entries:
@@ -130,7 +131,7 @@ def _entries(root: str, folder: _Folder) -> Iterator[_Folder | _File]:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _loop(entry.path) from None
-            yield path, _unreadable(error)
+            yield path, _unreadable(path, error)
             continue
         reason = clutter(entry.name, is_folder)
         if reason or not is_folder:
@@ -161,8 +162,10 @@ def _judgement(path: str) -> str | None:
         finally:
             os.close(file)
     except OSError as error:
-        return _unreadable(error)
+        return _unreadable(path, error)
 
 
-def _unreadable(error: OSError) -> str:
+def _unreadable(path: str, error: OSError) -> str:
+    if is_failing(error):
+        raise UserError(f"{printable(path)} cannot be read now ({error.strerror}): give the same command again later")
     return NO_FILE if error.errno == errno.ENOENT else f"{UNREADABLE} ({error.strerror})"

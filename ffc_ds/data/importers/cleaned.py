@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ffc_ds.cleaning.settings import KINDS
 from ffc_ds.data.bounds import CorruptImage
+from ffc_ds.data.failing_disk import FailingDisk
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.data.importers.inspection import BATCH, opened_faces
 from ffc_ds.data.importers.plan import Broken, Plan, Record, check_count
@@ -128,6 +129,8 @@ def read_rows(opened: tuple, rows: np.ndarray, labels: np.ndarray, names: pa.Arr
         paths = faces.paths(first, end - first).take(pa.array(part - first)).to_pylist()
         for place, (image, path) in enumerate(zip(faces.encoded(part), paths, strict=True), start):
             key = path or f"row {rows[place]} of {faces.name}"
+            if isinstance(image, FailingDisk):
+                raise image
             if isinstance(image, CorruptImage):
                 yield Broken(key, str(image))
             else:

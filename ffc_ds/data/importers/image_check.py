@@ -7,6 +7,7 @@ import simplejpeg
 
 from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage, check_bytes, check_size
 from ffc_ds.data.decoding import decode, jpeg_header
+from ffc_ds.data.failing_disk import FailingDisk
 
 Check = Literal["header", "full"]
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
@@ -17,8 +18,10 @@ def damage(image: bytes | CorruptImage, check: Check, max_megapixels: float = MA
     """Why an encoded image, or one that could not be read, cannot be used, or None.
 
     "header" is content with a signature, an end marker, and dimensions, of no more than `max_megapixels`, where JPEG
-    and PNG have them, and decodes what has not; "full" decodes everything.
+    and PNG have them, and decodes what has not; "full" decodes everything. Raises FailingDisk as it is.
     """
+    if isinstance(image, FailingDisk):
+        raise image
     if isinstance(image, CorruptImage):
         return str(image)
     try:

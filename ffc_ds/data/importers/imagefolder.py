@@ -7,7 +7,9 @@ from itertools import chain
 
 import numpy as np
 
-from ffc_ds.data.decoding import CorruptImage, read_image_file
+from ffc_ds.data.bounds import CorruptImage
+from ffc_ds.data.decoding import read_image_file
+from ffc_ds.data.failing_disk import is_failing
 from ffc_ds.data.image_folder.kinds import is_damage
 from ffc_ds.data.image_folder.people import read_image_folder
 from ffc_ds.data.image_folder.table import content_of
@@ -59,6 +61,8 @@ def read_files(
         try:
             yield Record(key, read_image_file(os.path.join(root, path)), label, printable(names[label - first]))
         except OSError as error:
+            if is_failing(error):
+                raise
             yield Broken(key, f"it cannot be read ({error.strerror})")
         except CorruptImage as error:
             yield Broken(key, str(error))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub
 
+from ffc_ds.data.failing_disk import is_failing
 from ffc_ds.data.file_kind import file_kind
 from ffc_ds.data.importers import tar_files
 from ffc_ds.data.importers.plan import Broken, Plan, Record, check_size, content_of, parse_label, printable
@@ -67,12 +68,16 @@ def read_tar(path: Path, name: str, label: str = "cls") -> Iterator[Record | Bro
                     if file.ending == ending:
                         labels[file.name] = _label(tar, file, entry)
             except tar_files.DAMAGE as error:
+                if is_failing(error):
+                    raise
                 damage = error
             if not (labels or damage):
                 raise UserError(_no_label(tar, files, name, label))
             for key, picture in _samples(files, labels, ending):
                 yield _record(tar, printable(f"{name}/{key}"), picture, labels.get(key))
-    except tar_files.DAMAGE:
+    except tar_files.DAMAGE as error:
+        if is_failing(error):
+            raise
         damage = f"it is {file_kind(path) or 'of an unknown kind'}"
     if damage:
         yield Broken(printable(f"{name} after {last}"), f"the tar is damaged, its rest is lost ({damage})")
@@ -115,6 +120,8 @@ def _record(tar: tarfile.TarFile, key: str, picture: File | str, label: int | Va
         check_size(picture.size)
         return Record(key, tar_files.read(tar, picture), label, str(label))
     except tar_files.DAMAGE as error:
+        if is_failing(error):
+            raise
         return Broken(key, str(error))
 
 
@@ -131,6 +138,8 @@ def _label(tar: tarfile.TarFile, file: File, entry: str) -> int | ValueError:
             raise ValueError(f"its .{file.ending} has no {entry!r}")
         return parse_label(str(entries[entry]))
     except (*tar_files.DAMAGE, RecursionError) as error:
+        if is_failing(error):
+            raise
         return ValueError(str(error))
 
 
