@@ -23,7 +23,7 @@ OWN_BATCH_NORM = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
 class HubEncoderConfig(PreTrainedConfig):
     """Shape of a `HubEncoder`.
 
-    image_size: side of the square input, pixels.
+    image_size: side of the square input, pixels; a multiple of the encoder's patch_size, where it has one.
     embedding_size: length of the embedding.
     encoder: the encoder's own configuration, with its model_type.
     width: length of what it makes of a place, or of a token.
@@ -53,6 +53,13 @@ class HubEncoderConfig(PreTrainedConfig):
             raise UserError(f"pooling {self.pooling} is none of {', '.join(POOLINGS)}.")
         if self.encoder is not None and "model_type" not in self.encoder:
             raise UserError("encoder must be a configuration with its model_type.")
+        patch = (self.encoder or {}).get("patch_size")
+        if isinstance(patch, int) and patch > 0 and (unseen := self.image_size % patch):
+            smaller = self.image_size - unseen
+            raise UserError(
+                f"image_size {self.image_size} is no multiple of the encoder's patch_size {patch}: it would not see "
+                f"the last {unseen} rows and columns. {f'{smaller} or ' * (smaller > 0)}{smaller + patch} is one."
+            )
         for key in ("image_mean", "image_std"):
             least = 0 if key == "image_std" else -math.inf
             if (value := getattr(self, key)) is not None and not (

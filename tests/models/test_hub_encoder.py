@@ -139,6 +139,9 @@ def test_what_an_encoder_cannot_do(tmp_path):
     folder = hub_model(tmp_path / "vit", "vit")
     with pytest.raises(UserError, match="cannot be used on images of 30 pixels"):
         build_backbone(f"hub:{folder}", 30, 16, patch_size=64)
+    patch = r"image_size 30 is no multiple .* patch_size 16: .* last 14 rows and columns. 16 or 32 is one"
+    with pytest.raises(UserError, match=patch):
+        build_backbone(f"hub:{folder}", 30, 16, patch_size=16)
     with pytest.raises(UserError, match=r"has no setting depth. There are: pooling, batch_norm, .*hidden_size"):
         build_backbone(f"hub:{folder}", 32, 16, depth=3)
     with pytest.raises(UserError, match="pooling class does not suit features of the shape"):
