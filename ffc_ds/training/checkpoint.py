@@ -146,10 +146,11 @@ def read_run(path: Path, identity: dict) -> dict:
     """The run.json of a checkpoint that is about the same model, head and identities. Raises UserError that names what
     is different."""
     run = read_about(path)
-    for key in run["identity"].keys() | identity.keys():
-        saved, wanted = run["identity"].get(key), identity.get(key)
-        if saved != wanted:
-            raise UserError(f"{path} is of another run: {key} is {saved} there and {wanted} here.")
+    saved = run["identity"]
+    different = sorted(key for key in saved.keys() | identity.keys() if saved.get(key) != identity.get(key))
+    if different:
+        each = (f"{key} is {saved.get(key)} there and {identity.get(key)} here" for key in different)
+        raise UserError(f"{path} is of another run: {'; '.join(each)}.")
     return run
 
 

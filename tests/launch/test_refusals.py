@@ -100,7 +100,8 @@ def test_checkpoint_of_another_model_and_with_a_part_missing(tmp_path):
     step = tmp_path / "run" / "checkpoints" / "step-1"
     other = ("--output_dir", str(tmp_path / "run"), "--resume", "latest", "--train.steps", "2")
     refused("--output_dir", str(tmp_path / "run"), mentions=["earlier run", "--resume latest"])
-    refused(*other, "--model.embedding_size", "24", mentions=["model.embedding_size", "16", "24"])
+    changed = ("--model.embedding_size", "24", "--seed", "7")
+    refused(*other, *changed, mentions=["model.embedding_size is 16 there and 24 here; seed is 0 there and 7 here."])
     (step / "host.npz").unlink()
     refused(*other, mentions=["host.npz", "missing"])
     assert json.loads((step / "run.json").read_text())["step"] == 1
