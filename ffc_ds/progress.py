@@ -1,10 +1,12 @@
 """How far a long job is: a bar in a terminal, elsewhere a line now and then."""
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 
 from tqdm import tqdm
 
@@ -35,6 +37,13 @@ def say(text: str) -> None:
     with suppress(OSError):  # a log on a disk that is full
         tqdm.write(f"{text}\n", end="")
         sys.stdout.flush()
+
+
+@cache
+def say_once(line: str) -> None:
+    """Say something on rank 0, however often it comes up."""
+    if os.environ.get("RANK", "0") == "0":
+        say(line)
 
 
 @contextmanager

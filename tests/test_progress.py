@@ -103,3 +103,11 @@ def test_a_log_on_a_full_disk_ends_nothing():
     with open("/dev/full", "w") as full:
         line = [sys.executable, "-c", textwrap.dedent(FULL)]
         assert subprocess.run(line, cwd=ROOT, stdout=full, stderr=full).returncode == 3
+
+
+def test_something_is_said_once_on_the_first_rank(capsys, monkeypatch, tmp_path):
+    progress.say_once(f"{tmp_path} one")
+    progress.say_once(f"{tmp_path} one")
+    monkeypatch.setenv("RANK", "1")
+    progress.say_once(f"{tmp_path} two")
+    assert capsys.readouterr().out == f"{tmp_path} one\n"

@@ -10,11 +10,13 @@ from jsonargparse import ArgumentParser
 
 from ffc_ds.config.command_line import as_written, make_parser, refusals
 from ffc_ds.config.ds_config import read_ds_config, usual_ds_config
-from ffc_ds.config.keys import in_order, known_keys
+from ffc_ds.config.heads import unread
+from ffc_ds.config.keys import LINE, in_order, known_keys
 from ffc_ds.config.paths import PathName, expand_paths, expanded, find_file
 from ffc_ds.config.values import check_values
 from ffc_ds.data.bounds import MAX_MEGAPIXELS
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 MarginName = Literal[
     *("am", "arc", "sv", "combined", "adaface", "curricular", "magface", "sphereface", "sphereface_r"),
@@ -384,12 +386,16 @@ def _parser() -> ArgumentParser:
 
 def _parse(arguments: list[str]) -> Config:
     parser = _parser()
-    parsed, given = parser.get_defaults(), set()
+    parsed, given, typed = parser.get_defaults(), set(), set()
     for where, part in in_order(arguments, known_keys(Config)):
-        given |= {key.split("=")[0].removeprefix("--") for key in part}
+        keys = {key.split("=")[0].removeprefix("--") for key in part}
+        given, typed = given | keys, typed | (keys if where == LINE else set())
         with refusals(f"The settings {where} cannot be used"):
             parsed = parser.parse_object(part, parsed) if isinstance(part, dict) else parser.parse_args(part, parsed)
     config = _checked(parsed, given)
+    if idle := unread(config.head, typed):  # a file may serve several heads
+        pool = f" and head.pool {config.head.pool}" * (config.head.name == "ffc")
+        say_once(f"warning: head.name {config.head.name}{pool} does not read {', '.join(idle)}")
     expand_paths(config)
     config.deepspeed = find_file(usual_ds_config() if config.deepspeed == "auto" else config.deepspeed)
     read_ds_config(config.deepspeed)  # a wrong one is found before anything takes time

@@ -7,9 +7,10 @@ import numpy as np
 
 from ffc_ds.data.decoding import read_image_file
 from ffc_ds.data.image_folder.people import by_folder
-from ffc_ds.data.image_folder.walk import Walk, say_once, walk
+from ffc_ds.data.image_folder.walk import Walk, walk
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 
 class ImageFiles:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from ffc_ds.config.heads import ANY, LEARNT, ONLY_FOR
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.models.hub_source import PREFIX
@@ -9,21 +10,8 @@ from ffc_ds.training.engine import Engine
 
 DRAWN = ("min_images", "batch_size", "id_share", "images_per_identity")
 AUGMENTED = ("shift", "crop", "erase", "low_resolution", "blur", "grey", "colour")
-LEARNT = {"full_fc", "partial_fc", "virtual_fc"}  # their class weights have an optimiser
 BEGINNING = ("weights", "init")  # a checkpoint is beyond it
-ANY = LEARNT | {"metric", "ffc"}
 STARTED_FROM = {"weights", "weights_missing"}  # a checkpoint has weights of its own
-
-ONLY_FOR = {
-    "sample_rate": {"partial_fc"},
-    "sub_centers": {"full_fc", "partial_fc"},
-    "group_identities": {"virtual_fc"},
-    "metric_loss": {"metric"},
-} | dict.fromkeys(
-    ("pool", "pool_size", "center_momentum", "group_size", "gallery_momentum", "prefill", "fresh_weight", "loss_terms")
-    + ("hide_unfilled", "own_rows_only", "preset"),
-    {"ffc"},
-)
 
 
 def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: str) -> dict:

@@ -8,6 +8,7 @@ import yaml
 from ffc_ds.config.keys import known_keys
 from ffc_ds.config.settings import Config, parse_config, save_config
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 
 def refusal(*arguments):
@@ -23,6 +24,30 @@ def test_the_command_line_overrules_the_file(tmp_path):
     assert (config.data.batch_size, config.data.loader) == (48, "id")
     assert config.model.overrides == {"width": 0.5}
     assert config.data.train == Config().data.train
+
+
+@pytest.mark.parametrize(
+    ("typed", "unread"),
+    [
+        (["--head.name", "full_fc", "--head.pool_size", "0.2"], "head.name full_fc does not read head.pool_size"),
+        (
+            ["--head.name", "ffc", "--class_optim.lr_factor=2", "--head.group_size", "2", "--head.fresh_weight=0.5"],
+            "head.name ffc and head.pool drawn does not read class_optim.lr_factor, head.fresh_weight, head.group_size",
+        ),
+        (
+            ["--head", "{pool: lru, center_momentum: 0.25}"],
+            "head.name ffc and head.pool lru does not read head.center_momentum",
+        ),
+        (["--head.name", "metric", "--head.margin", "arc"], "head.name metric does not read head.margin"),
+        (["--head.name", "partial_fc", "--head.sample_rate", "0.2", "--class_optim.lr_factor", "2"], None),
+        (["--head.pool_size", "0.2", "--data.batch_size", "96", "--model.overrides.width", "0.5"], None),
+    ],
+)  # fmt: skip
+def test_what_is_typed_for_another_head_is_said_to_do_nothing(capsys, tmp_path, typed, unread):
+    say_once.cache_clear()
+    (tmp_path / "run.yaml").write_text("head: {sample_rate: 0.3}")  # which serves several heads
+    parse_config(["--config", str(tmp_path / "run.yaml"), *typed])
+    assert capsys.readouterr().out == (f"warning: {unread}\n" if unread else "")
 
 
 def test_a_saved_config_repeats_the_run(tmp_path):

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from ffc_ds.data.content import content_fingerprint
 from ffc_ds.data.image_folder.people import People, read_image_folder
-from ffc_ds.data.image_folder.walk import say_once
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
 PART = 1 << 16  # files whose fingerprint is taken at once

@@ -14,7 +14,6 @@ from ffc_ds.data.failing_disk import is_failing
 from ffc_ds.data.image_folder.kinds import NO_FILE, START, UNREADABLE, clutter, no_image
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
-from ffc_ds.progress import say
 
 NAMED = 3  # files of each reason
 
@@ -80,13 +79,6 @@ def walk(root: str | os.PathLike) -> Walk:
         paths = [path for path in paths if not path.endswith("/")]
         images = kept(_in_parts(pool, functools.partial(_judged, root), paths))
     return Walk(root, images, folders, left_out)
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """Say something on rank 0, however often it comes up."""
-    if os.environ.get("RANK", "0") == "0":
-        say(line)
 
 
 class _Folder(NamedTuple):

@@ -13,9 +13,9 @@ from ffc_ds.data.failing_disk import is_failing
 from ffc_ds.data.image_folder.kinds import is_damage
 from ffc_ds.data.image_folder.people import read_image_folder
 from ffc_ds.data.image_folder.table import content_of
-from ffc_ds.data.image_folder.walk import say_once
 from ffc_ds.data.importers.plan import Broken, Plan, Record, check_count, printable
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 
 def plan_imagefolder(source: str, shard_images: int = 20_000) -> Plan:

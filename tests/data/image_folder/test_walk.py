@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ffc_ds.data.decoding import decode
-from ffc_ds.data.image_folder.walk import LeftOut, say_once, walk
+from ffc_ds.data.image_folder.walk import LeftOut, walk
 from ffc_ds.errors import UserError
 from tests.data.image_folder.folders import picture, write
 
@@ -208,11 +208,3 @@ def test_what_is_left_out_is_said_in_a_line_with_a_few_names():
     left_out["hidden"] += [".git/"]
     left_out["empty"] += [f"{i}.jpg" for i in range(1234)]
     assert str(left_out) == "left out: 1 x hidden: .git/; 1,234 x empty: 0.jpg, 1.jpg, 2.jpg, ..."
-
-
-def test_something_is_said_once_on_the_first_rank(capsys, monkeypatch, tmp_path):
-    say_once(f"{tmp_path} one")
-    say_once(f"{tmp_path} one")
-    monkeypatch.setenv("RANK", "1")
-    say_once(f"{tmp_path} two")
-    assert capsys.readouterr().out == f"{tmp_path} one\n"
