@@ -118,7 +118,7 @@ def backbone_memory(settings: PlanSettings, backbone: Backbone, gallery: bool) -
     # Stage 3 gathers weights to use them, a prefetched part twice for a moment, and keeps those of so small a net.
     gathered = size * (number + min(number, PREFETCH)) if stage == 3 and ranks > 1 else 0
     weights = gathered + (size * share if stage == 3 else size * number)
-    master = 4 * share if stage or size == 2 else 0
+    master = 4 * share if stage else 0
     average = 4 if size == 2 else 0  # in fp32 a net that follows is the average itself
     follower = (size + average) * (share if stage == 3 else number)
     # What is reduced is copied once more, when backward has let go of the activations.

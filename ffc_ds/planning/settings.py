@@ -142,6 +142,8 @@ def _check(settings):
         value = getattr(settings, entry.name)
         if entry.name not in ("zero", "workers", "average", "gallery_momentum") and type(value) in (int, float):
             _positive(entry.name, value)
+    if settings.zero == 0 and settings.dtype != "fp32":
+        raise UserError(f"--dtype {settings.dtype} wants --zero 1 or more, as train.py does.")
     if settings.identities < 2:
         raise UserError(f"--identities is {settings.identities:g}; it must be at least 2.")
     for name in ("average", "gallery_momentum"):

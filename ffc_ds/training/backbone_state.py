@@ -68,8 +68,6 @@ class BackboneState:
         self._parts = getattr(self._wrapper, "fp32_partitioned_groups_flat", None) or [
             part for group in self._optimizer.param_groups for part in group["params"]
         ]
-        half = () if self._zero else [p for group in getattr(self._wrapper, "fp16_groups", ()) for p in group]
-        self._part_of = {} if self._zero else dict(zip(half or self._parts, self._parts, strict=True))
 
     def copy(self) -> BackboneCopy:
         self._link()
@@ -149,8 +147,7 @@ class BackboneState:
                 return parameter.detach().clone()
         if self._zero:
             return safe_get_full_optimizer_state(parameter, None if key == WEIGHT else key)
-        part = self._part_of[parameter]
-        return part if key == WEIGHT else self._optimizer.state[part].get(key, torch.zeros_like(part))
+        return parameter if key == WEIGHT else self._optimizer.state[parameter].get(key, torch.zeros_like(parameter))
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
         if key == WEIGHT:  # what the net computes with
@@ -163,18 +160,18 @@ class BackboneState:
             safe_set_local_optimizer_state(parameter, _shard(parameter, value), of_zero)
         elif self._zero:
             safe_set_full_optimizer_state(parameter, value, of_zero)
-        else:
-            part = self._part_of[parameter]
-            (part.data if key == WEIGHT else self._optimizer.state[part][key]).copy_(value)
+        elif key != WEIGHT:
+            self._optimizer.state[parameter][key].copy_(value)
 
     def _numbers(self) -> dict:
         """What is one for all parameters (JSON)."""
         steps = [self._optimizer.state.get(part, {}).get(STEPS) for part in self._parts]
         return {
             "keys": self._keys(),
-            "steps": next((int(count) for count in steps if count is not None), None),
-            "steps_of_all": self._optimizer.param_groups[0].get(STEPS),
-            "scale": {name: getattr(each, name) for each in self._scaler() for name in SCALE if hasattr(each, name)},
+            "steps": max(
+                (int(count) for count in steps if count is not None), default=None
+            ),  # some count in the last one
+            "scale": {name: getattr(each, name) for each in self._scaler() for name in SCALE},
         }
 
     def _set_numbers(self, numbers: dict) -> None:
@@ -183,19 +180,21 @@ class BackboneState:
             if isinstance(state.get(STEPS), Tensor):
                 state[STEPS].fill_(numbers["steps"] or 0)
             elif STEPS in state or numbers["steps"] is not None:
-                own, steps = isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)), numbers["steps"] or 0
-                state[STEPS] = torch.tensor(float(steps)) if own else steps
-        for group in self._optimizer.param_groups:
-            if STEPS in group:
-                group[STEPS] = numbers["steps_of_all"] or 0
+                state[STEPS] = self._steps(numbers["steps"] or 0, part.device)
         for scaler in self._scaler():
             for name, value in numbers["scale"].items():
                 setattr(scaler, name, value)
 
+    def _steps(self, count: int, device: torch.device) -> int | Tensor:
+        """As the optimizer counts its steps: torch's by a tensor, which its fused ones want beside the weights."""
+        if not isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            return count
+        return torch.tensor(float(count), device=device if self._optimizer.defaults["fused"] else "cpu")
+
     def _scaler(self) -> list:
-        """Who holds fp16's loss scale, if it changes: ZeRO's object, or that without ZeRO."""
-        found = [getattr(self._wrapper, name, None) for name in ("loss_scaler", "loss_scale_config")]
-        return [each for each in found if getattr(each, "dynamic", False) or getattr(each, "dynamic_loss_scale", False)]
+        """Who holds fp16's loss scale, if it changes."""
+        scaler = getattr(self._wrapper, "loss_scaler", None)
+        return [scaler] if getattr(scaler, "dynamic", False) else []
 
 
 def _is_of_shape(key: str, value) -> bool:

@@ -39,6 +39,13 @@ def read_deepspeed_config(config: Config) -> dict:
     if dtype_of(settings) == torch.float16 and get_accelerator().device_name() == "cpu":
         # Some CPUs can, at a fiftieth of the speed.
         raise UserError(f"{path} asks for fp16, which is for GPUs: on a CPU use bf16 (bf16.json) or fp32 (zero2.json).")
+    if "bfloat16" in settings:
+        raise UserError(f"{path}: call `bfloat16` by its present name, `bf16`.")
+    if dtype_of(settings) != torch.float32 and not settings.get("zero_optimization", {}).get("stage"):
+        # Without ZeRO DeepSpeed takes a step with gradients of zero at the start, which decays weights.
+        raise UserError(
+            f"{path}: bf16 and fp16 want zero_optimization.stage 1 or more; on one rank 1 takes what 0 does."
+        )
     if settings.get("checkpoint"):
         raise UserError(
             f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."

@@ -44,7 +44,7 @@ class Engine:
         settings = together(lambda: read_deepspeed_config(config))
         self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
         self.dtype, self._clip = dtype_of(settings), settings["gradient_clipping"]
-        self._plain = self.zero_stage == 0 and self.dtype == torch.float32
+        self._plain = self.zero_stage == 0  # which is fp32
         if self.dtype != torch.float32 and isinstance(model, HubEncoder):
             together(lambda: check_half_precision(model))
         if self._plain:
@@ -181,10 +181,7 @@ class Engine:
     def looks_for_scale(self) -> bool:
         """Whether fp16's loss scale can still fall: a step that is refused meanwhile says nothing about the run."""
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if scaler is not None:  # ZeRO's
-            return scaler.dynamic and scaler.cur_scale > scaler.min_scale
-        scale = getattr(self._engine.optimizer, "loss_scale_config", None)
-        return scale is not None and scale.dynamic_loss_scale and scale.cur_scale > scale.min_loss_scale
+        return scaler is not None and scaler.dynamic and scaler.cur_scale > scaler.min_scale
 
     def _clip_or_drop_gradients(self) -> bool:
         """What ZeRO does otherwise. False if they are not finite."""

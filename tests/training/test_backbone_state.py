@@ -1,6 +1,7 @@
 """What is saved of the backbone under one ZeRO stage on so many ranks goes on under any other, as if it never ended."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
+from ffc_ds.training.backbone_state import BackboneState
 from ffc_ds.training.manifest import Writer
 from tests.ranks import run_ranks
 from tests.training.test_engine import engine_for, loss_of
@@ -101,7 +103,21 @@ def test_where_nothing_has_changed_it_is_the_same_bit_for_bit(tmp_path):
         assert all(found.values()), found
 
 
-NUMBERS = {"numbers": '{"keys": [], "steps": null, "steps_of_all": null, "scale": {}}'}
+def test_steps_are_counted_as_a_fused_optimizer_wants_them():
+    """Beside its weights, where torch looks for them; DeepSpeed's own counts in the last weight alone."""
+    net = torch.nn.Linear(3, 2, device="meta")
+    optimizer = torch.optim.AdamW(net.parameters())
+    optimizer.defaults["fused"] = True  # which is for a GPU
+    state = BackboneState(SimpleNamespace(module=net, optimizer=None, basic_optimizer=optimizer))
+    optimizer.state[net.weight]["step"], optimizer.state[net.bias]["step"] = 0, 3
+    numbers = state._numbers()
+    optimizer.state.clear()
+    assert numbers["steps"] == 3 and state._numbers()["steps"] is None
+    state._set_numbers(numbers)
+    assert {optimizer.state[part]["step"].device.type for part in net.parameters()} == {"meta"}
+
+
+NUMBERS = {"numbers": '{"keys": [], "steps": null, "scale": {}}'}
 
 
 def of_another_net(folder):
