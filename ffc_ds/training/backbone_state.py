@@ -168,9 +168,8 @@ class BackboneState:
         steps = [self._optimizer.state.get(part, {}).get(STEPS) for part in self._parts]
         return {
             "keys": self._keys(),
-            "steps": max(
-                (int(count) for count in steps if count is not None), default=None
-            ),  # some count in the last one
+            # DeepSpeed's fused Adam counts in the last parameter alone
+            "steps": max((int(count) for count in steps if count is not None), default=None),
             "scale": {name: getattr(each, name) for each in self._scaler() for name in SCALE},
         }
 

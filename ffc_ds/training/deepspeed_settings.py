@@ -43,9 +43,7 @@ def read_deepspeed_config(config: Config) -> dict:
         raise UserError(f"{path}: call `bfloat16` by its present name, `bf16`.")
     if dtype_of(settings) != torch.float32 and not settings.get("zero_optimization", {}).get("stage"):
         # Without ZeRO DeepSpeed takes a step with gradients of zero at the start, which decays weights.
-        raise UserError(
-            f"{path}: bf16 and fp16 want zero_optimization.stage 1 or more; on one rank 1 takes what 0 does."
-        )
+        raise UserError(f"{path}: bf16 and fp16 want zero_optimization.stage 1 or more, which is no slower than 0.")
     if settings.get("checkpoint"):
         raise UserError(
             f"{path}: leave `checkpoint` out, ffc_ds has one way to write checkpoints, which it can verify."

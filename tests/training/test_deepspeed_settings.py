@@ -24,6 +24,9 @@ ROWS = 12
         ('{"scheduler": {"type": "WarmupLR"}}', ["scheduler", "optim"]),
         ('{"checkpoint": {"load_universal": true}}', ["leave `checkpoint` out"]),
         ('{"managed_gradient_accumulation": false}', ["managed_gradient_accumulation", "train.accumulation"]),
+        ('{"bfloat16": {"enabled": true}}', ["`bfloat16`", "`bf16`"]),
+        ('{"bf16": {"enabled": true}}', ["bf16 and fp16 want zero_optimization.stage 1"]),
+        ('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 0}}', ["want zero_optimization.stage 1"]),
     ],
 )
 def test_a_ds_config_that_cannot_be_used(tmp_path, content, mentions):
