@@ -33,6 +33,7 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
     that is taken down in order, and the launcher would call a finished run a failure.
     """
     first = os.environ.get("RANK", "0") == "0"
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # launch/preemptible.py has its launcher ignore it
     if (found := launchers()) or _was_left():
         threading.Thread(target=_end_with, args=(found,), daemon=True).start()
     if not sys.stderr.isatty():  # `progress` writes lines there; libraries would write bars, thousands of them

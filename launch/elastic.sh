@@ -13,6 +13,7 @@ hostfile=$1 failed=0
 shift
 there=$(mktemp)
 trap 'rm -f "$there"' EXIT
+trap 'exit 130' INT # once deepspeed has ended, with whatever code
 # Without this pdsh would wait for a host that is gone
 export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 

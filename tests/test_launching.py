@@ -56,6 +56,15 @@ def test_a_rank_that_is_done_does_not_fail_while_it_is_taken_down(rank, code):
     assert (done.returncode, done.stdout) == (code, "done\n")
 
 
+IGNORED = "import signal, subprocess, sys; signal.signal(signal.SIGUSR1, signal.SIG_IGN); subprocess.run(sys.argv[1:])"
+HEEDS = "import signal; from ffc_ds.launching import run_for_user; run_for_user(lambda: print(signal.getsignal(10)))"
+
+
+def test_a_signal_that_the_launcher_was_made_to_ignore_ends_a_rank_that_has_not_begun():
+    line = [sys.executable, "-c", IGNORED, sys.executable, "-c", HEEDS]
+    assert subprocess.run(line, cwd=ROOT, capture_output=True, text=True).stdout == "0\n"  # SIG_DFL
+
+
 def without_memory():
     import torch
 

@@ -59,4 +59,4 @@ def seal(step: Path) -> None:
         content = path.read_bytes()
         with writer.open(path) as file:
             file.write(content)
-    writer.seal(writer.files, step)
+    writer.seal(writer.files)

@@ -15,6 +15,7 @@ nothing in it is run when it is loaded, whoever made it.
 import errno
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -32,7 +33,7 @@ from ffc_ds.heads.base import Head
 from ffc_ds.training.backbone_state import BackboneCopy
 from ffc_ds.training.class_state import copy_class_state, load_class_state, write_class_state
 from ffc_ds.training.engine import Engine
-from ffc_ds.training.manifest import Writer
+from ffc_ds.training.manifest import Writer, sync
 
 IDENTITIES = "identities.parquet"
 NAMES = 1 << 22  # in a part of that file
@@ -97,8 +98,8 @@ def write(target: Path, copy: Copy, aside: Aside) -> None:
     files = {name: entry for part in aside.gather(writer.files) for name, entry in part.items()}
     _agree(writer, target, aside)
     if rank() == 0:
-        discard(target)
-        writer.seal(files, target)
+        writer.seal(files)
+        writer.attempt(lambda: _put(writer.folder, target))
     _agree(writer, target, aside)
 
 
@@ -109,13 +110,29 @@ def write_names(names: pa.Array, where) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a folder, which first gives up its name: if that is interrupted, no part of it passes for a whole."""
+    with suppress(OSError):  # not there, or where nothing can be changed
+        shutil.rmtree(_nameless(folder), ignore_errors=True)
+
+
+def _nameless(folder: Path) -> Path:
+    """The same folder, as one that `tidy` removes. Raises OSError."""
     going = folder.with_name(f".{folder.name.lstrip('.')}.discarded")
     shutil.rmtree(going, ignore_errors=True)
+    return folder.rename(going)
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Give a whole checkpoint its name; one that had it is there until then. Raises OSError."""
+    before = _nameless(target) if target.is_dir() else None
     try:
-        folder.rename(going)
+        folder.rename(target)
     except OSError:
-        return  # not there, or where nothing can be changed
-    shutil.rmtree(going, ignore_errors=True)
+        if before is not None:
+            before.rename(target)
+        raise
+    sync(target.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _check_room(folder: Path, room: int) -> None:

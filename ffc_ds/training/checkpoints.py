@@ -44,9 +44,9 @@ def find(resume: str | None, folder: Path) -> Path | None:
 def _candidates(resume: str | None, folder: Path) -> list[Path]:
     """Newest first."""
     there = [path for _, path in reversed(complete(folder))]
-    if resume is None and there:
-        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
     goes_on = there if resume in ("auto", "latest") else resume and Path(resume).resolve().parent == folder.resolve()
+    if there and not goes_on:
+        raise UserError(f"{folder} holds checkpoints of an earlier run: --resume latest, or another --output_dir.")
     if not goes_on and is_finished(folder.parent):
         finished = f"{folder.parent} holds a finished run, which is not overwritten"
         raise UserError(f"{finished}: choose another --output_dir, or move it away.")

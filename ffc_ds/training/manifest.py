@@ -61,15 +61,11 @@ class Writer:
         self.attempt(lambda: path.rename(target))
         self.files[self._name(target)] = self.files.pop(self._name(path))
 
-    def seal(self, files: dict[str, list], target: Path) -> None:
-        """Write the manifest of `files`, see to it that all names are on the disk, and give `folder` the name
-        `target`."""
+    def seal(self, files: dict[str, list]) -> None:
+        """Write the manifest of `files`, and see to it that all names are on the disk."""
         with self.open(self.folder / MANIFEST) as file:
             file.write(_text(files))
-        for folder in [path for path in self.folder.rglob("*") if path.is_dir()] + [self.folder]:
-            self.attempt(lambda folder=folder: _sync(folder))
-        self.attempt(lambda: self.folder.rename(target))
-        self.attempt(lambda: _sync(target.parent))
+        self.attempt(lambda: _sync_all(self.folder))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -120,18 +116,25 @@ def find_damage(path: Path) -> str | None:
 def _check(path: Path) -> None:
     files = _read(path)
     for name, (size, _) in files.items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{path} is damaged: {name} is missing.")
-        if file.stat().st_size != size:
-            raise UserError(f"{path} is damaged: {name} has {file.stat().st_size:,} bytes of {size:,}.")
+        try:
+            found = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise UserError(f"{path} is damaged: {name} is missing.") from None
+        except OSError as error:
+            raise _unreadable(path, name, error) from None
+        if found != size:
+            raise UserError(f"{path} is damaged: {name} has {found:,} bytes of {size:,}.")
     for name in _share({name: size for name, (size, _) in files.items()}):
         try:
             found = _entry(path / name)
         except OSError as error:
-            raise UserError(f"{path} is damaged: {name} cannot be read: {error.strerror}.") from error
+            raise _unreadable(path, name, error) from error
         if found != files[name]:
             raise UserError(f"{path} is damaged: {name} is not what was written (its checksum is another).")
+
+
+def _unreadable(path: Path, name: str, error: OSError) -> UserError:
+    return UserError(f"{path} is damaged: {name} cannot be read: {error.strerror}.")
 
 
 def _share(sizes: dict[str, int]) -> list[str]:
@@ -152,7 +155,7 @@ def _read(path: Path) -> dict[str, list]:
             f"{path} has no {MANIFEST}: it is damaged, or of an earlier version, and what it holds cannot be checked."
         ) from None
     except OSError as error:
-        raise UserError(f"{path} is damaged: {MANIFEST} cannot be read: {error.strerror}.") from None
+        raise _unreadable(path, MANIFEST, error) from None
     try:
         files = json.loads(text)["files"]
         whole = text == _text(files) and all(type(size) is int and type(sum_) is str for size, sum_ in files.values())
@@ -179,7 +182,13 @@ def _entry(path: Path) -> list:
     return [size, sum_.hexdigest()]
 
 
-def _sync(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
+    for each in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
+        sync(each)
+
+
+def sync(folder: Path) -> None:
+    """See to it that the names in a folder are on the disk. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

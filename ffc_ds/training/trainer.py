@@ -364,7 +364,8 @@ class Trainer:
         if self.saver.saved != self.done:
             self._save()
             self.saver.wait()
-        results = self._results() | {"preempted": True, "exit_code": exit_code}
+        code = exit_code if self.saver.saved == self.done else 2
+        results = self._results() | {"preempted": True, "exit_code": code}
         self.tracker.close(preempted=True)
         if rank() == 0:
             try:

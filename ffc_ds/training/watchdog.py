@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from ffc_ds.config.settings import TrainConfig
 from ffc_ds.distributed import entered, rank, world_size
-from ffc_ds.launching import ending, leave
+from ffc_ds.launching import GRACE, ending, leave
 
 PAUSE = 2.0  # seconds between two signs of life
 MARGIN = 12.0  # seconds from the limit to the verdict, if rank 0 lives
@@ -135,14 +135,15 @@ class Watchdog:
             if host == self._host:
                 _kill(pid, started)
         if verdict["speakers"] is None:
-            self._end(verdict["text"], _first_here() and verdict["said_on"] != self._host)
+            said_here = verdict["said_on"] == self._host
+            self._end(verdict["text"], _first_here() and not said_here, PAUSE + GRACE * said_here)
         self._end(verdict["text"], verdict["speakers"].get(self._host) == self._rank)
 
-    def _end(self, text: str, speaks: bool) -> None:
+    def _end(self, text: str, speaks: bool, wait: float = PAUSE) -> None:
         if speaks:
             print(f"\nerror: {self._host}: {text} All ranks end.\n", file=sys.stderr, flush=True)
         else:
-            time.sleep(PAUSE)  # the launcher ends all when the first one leaves
+            time.sleep(wait)  # the launcher ends all when the first one leaves, also who has yet to say why
         leave(1)
 
 

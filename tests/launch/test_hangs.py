@@ -6,11 +6,13 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psutil
 import torch.distributed as dist
 
 from ffc_ds.config.settings import TrainConfig
+from ffc_ds.launching import run_for_user
 from tests.launched import TINY, free_port, losses, processes_of, train_ranks, train_tiny
 from tests.warm import Call, environment, run_script, run_warm
 
@@ -72,14 +74,15 @@ def test_a_data_worker_that_died_is_named_and_started_again_once(tmp_path):
 
 def _meets_or_not(which):
     """Two ranks at step 3: "worker" has the second one wait for a stopped process, "rank 0" stops the first one, "none"
-    has each wait for something else; "opening" has the second one open its data for ever."""
+    has each wait for something else; "opening" has the second one open its data for ever; "error" ends it."""
     from ffc_ds import distributed
     from ffc_ds.training import watchdog
 
     watchdog.PAUSE, watchdog.MARGIN = 0.2, 3.0
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    watch = watchdog.Watchdog(TrainConfig(step_timeout=1 / 60, open_timeout=1 / 60 if which == "opening" else 120))
+    limits = {"step_timeout": 30 if which == "error" else 1 / 60, "open_timeout": 1 / 60 if which == "opening" else 120}
+    watch = watchdog.Watchdog(TrainConfig(**limits))
     if which == "opening" and rank == 1:
         time.sleep(60)
     distributed.barrier()
@@ -91,16 +94,23 @@ def _meets_or_not(which):
         time.sleep(60)
     if which == "rank 0" and rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
+    if which == "error" and rank == 1:
+        run_for_user(partial(_fail, watch))
     if which == "none":
         time.sleep(60)
     distributed.barrier()
     time.sleep(60)
 
 
+def _fail(watch):
+    with watch:
+        raise KeyError("what was wrong")
+
+
 def ended(which):
     job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [environment(RANK=rank, LOCAL_RANK=rank, **job) for rank in "01"]
-    return run_warm([Call(_meets_or_not, (which,), rank) for rank in ranks], kill_others=which == "rank 0")
+    return run_warm([Call(_meets_or_not, (which,), rank) for rank in ranks], kill_others=which in ("rank 0", "error"))
 
 
 def test_who_waits_for_a_data_worker_is_named():
@@ -129,3 +139,9 @@ def test_who_does_not_come_to_the_end_of_opening_is_named():
     assert first.code == second.code == 1 and "opening the data did not end within" in first.stderr
     behind = r"\(train.open_timeout\)\. rank 1 \(.*\), which is at opening the data, did not come"
     assert re.search(behind, first.stderr)
+
+
+def test_the_traceback_of_an_error_is_there_before_the_others_end():
+    """Whose launcher would end it with them."""
+    first, second = ended("error")
+    assert "KeyError: 'what was wrong'" in second.stderr, first.stderr

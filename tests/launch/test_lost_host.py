@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,19 @@ def test_a_run_that_loses_a_host_goes_on_with_the_other(tmp_path):
     assert json.loads((run / "results.json").read_text())["world_size"] == 1
     train_tiny(2, tmp_path / "whole", *SETTINGS)
     np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=2e-4)
+
+
+def test_ctrl_c_is_the_end_also_where_deepspeed_reports_an_error(tmp_path):
+    """As it does when it starts ranks by pdsh."""
+    (tmp_path / "hostfile").write_text("north slots=1\n")
+    env = _scripts(tmp_path / "bin", [0, 0])
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "deepspeed").write_text("#!/bin/bash\ntrap 'exit 1' INT\necho ready\nsleep 60 & wait\n")
+    line = ["launch/elastic.sh", str(tmp_path / "hostfile"), "launch/train.py"]
+    loop = subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert [loop.stdout.readline() for _ in range(2)][1] == "ready\n"
+    os.killpg(loop.pid, signal.SIGINT)
+    assert loop.wait(timeout=60) == 130 and loop.stdout.read() == ""
 
 
 def test_a_run_that_is_refused_is_not_started_again(tmp_path):

@@ -11,8 +11,9 @@ import psutil
 import pytest
 import torch
 
+from ffc_ds.errors import UserError
 from tests.launched import ROOT, TINY, command, environment, metrics, processes_of, train_ranks, train_tiny
-from tests.warm import Call, run_warm
+from tests.warm import Call, run_script, run_warm
 
 SETTINGS = ("--train.checkpoint_every", "1000", "--data.workers", "1")
 
@@ -53,6 +54,26 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(tmp_pat
         train_tiny(2, tmp_path / "whole", *settings)
         assert metrics(folder) == metrics(tmp_path / "whole")
         assert not json.loads((folder / "results.json").read_text())["preempted"]
+
+
+def _on_a_full_disk(*line):
+    from ffc_ds.training import checkpoint
+
+    def write(target, *_):
+        raise UserError(f"{target} could not be saved: disk full.")
+
+    checkpoint.write = write
+    run_script(*line)
+
+
+def test_a_run_that_is_stopped_and_cannot_be_saved_does_not_end_as_if_it_were(tmp_path):
+    line = (*TINY, *SETTINGS, "--train.steps", "4000", "--eval.holdout", "0", "--output_dir", str(tmp_path))
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(train_ranks, 1, *line, how=_on_a_full_disk)
+        processes_of(ended, tmp_path, 1)[0].send_signal(signal.SIGTERM)
+    (only,) = ended.result()
+    assert only.code == 2 and "it could not be saved, and there is no checkpoint from before" in only.stdout, only
+    assert json.loads((tmp_path / "results.json").read_text())["exit_code"] == 2
 
 
 def _asked(pause, *numbers):

@@ -1,6 +1,7 @@
 """What cannot work is refused on every rank: one readable message, exit code 2, nothing hangs (there is a limit)."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -102,6 +103,9 @@ def test_checkpoint_of_another_model_and_with_a_part_missing(tmp_path):
     refused("--output_dir", str(tmp_path / "run"), mentions=["earlier run", "--resume latest"])
     changed = ("--model.embedding_size", "24", "--seed", "7")
     refused(*other, *changed, mentions=["model.embedding_size is 16 there and 24 here; seed is 0 there and 7 here."])
+    shutil.copytree(tmp_path / "run", tmp_path / "twin")
+    mentions = ["holds checkpoints of an earlier run", "--resume latest"]
+    refused(*other[:2], "--resume", str(tmp_path / "twin" / "checkpoints" / step.name), mentions=mentions)
     (step / "host.npz").unlink()
     refused(*other, mentions=["host.npz", "missing"])
     assert json.loads((step / "run.json").read_text())["step"] == 1

@@ -164,7 +164,7 @@ def refusals(folder):
     if rank() == 0:
         (folder / "no names" / "identities.parquet").unlink()
         writer = Writer(folder / "no names")
-        writer.seal({}, folder / "no names")
+        writer.seal({})
     Aside().gather(None)
     found["no names"] = refused(folder / "no names")
     write(folder / "cut")

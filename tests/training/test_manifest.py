@@ -81,6 +81,15 @@ def test_a_file_that_cannot_be_read_is_damage(whole, monkeypatch):
     monkeypatch.setattr(manifest, "open", failing, raising=False)
     assert "host.npz cannot be read: Input/output error" in find_damage(whole)
 
+    def lost(path, **options):
+        if path.name == "run.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lost)
+    assert "run.json cannot be read: Stale file handle" in find_damage(whole)
+
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b'{"files": []}', b'{"files": {"a": 1}}', b"[" * 9999, b"\xff"])
 def test_a_manifest_of_another_form(tmp_path, content):
@@ -125,6 +134,34 @@ def too_full(folder):
             save(folder / "step-1", 1, engine, head, {"identity": {}})
         messages.append(str(caught.value))
     return messages, [path.name for path in folder.iterdir()]
+
+
+def saved_again(folder):
+    """The disk is full when the new one is to get its name, or already for its manifest."""
+    engine, head = parts(seed=0)
+    save(folder / "step-1", 1, engine, head, {"identity": {}})
+    before = {path.name: path.read_bytes() for path in (folder / "step-1").iterdir() if path.is_file()}
+
+    kept, rename = [], Path.rename
+
+    def full(path, *_):
+        if isinstance(path, Path) and path.suffix != ".unfinished":
+            return rename(path, *_)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place, name in ((manifest, "_sync_all"), (Path, "rename")):
+        whole = getattr(place, name)
+        setattr(place, name, full)
+        with pytest.raises(UserError, match="could not be saved: disk full"):
+            save(folder / "step-1", 1, engine, head, {"identity": {"other": 1}})
+        setattr(place, name, whole)
+        after = {path.name: path.read_bytes() for path in (folder / "step-1").iterdir() if path.is_file()}
+        kept.append(after == before and find_damage(folder / "step-1") is None)
+    return kept
+
+
+def test_a_checkpoint_of_the_same_step_stays_until_the_new_one_has_its_name(tmp_path):
+    assert run_ranks(1, saved_again, tmp_path) == [[True, True]]
 
 
 def test_a_full_disk(tmp_path):
