@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Placement
 
-from ffc_ds.distributed import active, world_size
+from ffc_ds.distributed import active, gather_views, to_device, world_size
 from ffc_ds.errors import shared
 
 
@@ -50,6 +51,17 @@ def check_labels(probe: Tensor, identities: np.ndarray, number: int | None = Non
         raise shared(f"labels go from {identities.min()} to {identities.max()}; identities are numbered from 0{most}.")
 
 
+def unit_features(features: Tensor) -> Tensor:
+    """Features [2, r, dim] of this rank, of any float type, as fp32 unit vectors [2, world_size * r, dim] of all."""
+    return gather_views(F.normalize(features.float(), dim=-1))
+
+
+def finite_rows(identities: np.ndarray, gallery: Tensor) -> tuple[np.ndarray, Tensor]:
+    """Those of identities int64 [n] whose features are finite, and these as fp32 unit vectors, of [n, dim]."""
+    finite = gallery.isfinite().all(1).numpy(force=True)
+    return identities[finite], F.normalize(gallery[to_device(finite, gallery.device)].float(), dim=1)
+
+
 class Head(ABC):
     """A loss over identities together with the class state it keeps, of which every rank holds a part.
 
@@ -86,7 +98,8 @@ class Head(ABC):
 
     def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
         """Take in gallery features [n, dim], equal on all ranks, of these identities, int64 [n], before the first step.
-        One that stands there several times gets the mean; it must not stand in another call."""
+        Rows that are not finite are left out. An identity that stands there several times gets the mean, or in a pool
+        of the latest features all of them, the last ones in the end; it must not stand in another call."""
 
     def take_rows(self, rows: Tensor, state: dict[str, Tensor], rescaled: bool) -> None:  # noqa: B027 (as above)
         """Begin with rows of another run. rows: int64 [u], of this rank's; state: those that belong there of the

@@ -16,7 +16,7 @@ from torch import Tensor
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, to_device, world_size
-from ffc_ds.heads.base import Head, Shard, check_labels
+from ffc_ds.heads.base import Head, Shard, check_labels, finite_rows, unit_features
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
 from ffc_ds.heads.row_kernels import RowKernels, unit_vectors_
@@ -71,7 +71,7 @@ class ClassHead(Head):
     def loss(self, probe, identities, gallery=None):
         """See `Head.loss`; the two views are one batch."""
         check_labels(probe, identities, self.classes if self.rows_of_identities else None)
-        features = gather_views(F.normalize(probe.float(), dim=-1)).flatten(0, 1)
+        features = unit_features(probe).flatten(0, 1)
         norms = self._norms(probe)
         columns = self._columns(identities.reshape(-1), features.detach())
         number = len(self.micro_batches)
@@ -105,8 +105,7 @@ class ClassHead(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        rows, means = self._means(identities, F.normalize(gallery.float(), dim=-1))
-        self._put(rows, means)
+        self._put(*self._means(*finite_rows(identities, gallery)))
 
     def _means(self, labels: np.ndarray, features: Tensor) -> tuple[Tensor, Tensor]:
         """Own rows, int64 [u], of which there are features among fp32 [n, dim] of these labels, int64 [n], and their

@@ -162,3 +162,25 @@ def test_a_bf16_center_follows_a_long_average():
     for _ in range(100):
         expected = F.normalize(399 * expected + 2 * newest, dim=0)
     assert F.cosine_similarity(head.weights[4].float(), expected, dim=0) > 0.999
+
+
+def test_a_gallery_feature_that_is_not_finite_shows_in_loss_and_gradient():
+    """Nothing else of the step depends on it, and the center would be lost."""
+    head = head_of()
+    probe, gallery, labels = next(iter(batches()))
+    gallery[1, 3, 0] = torch.inf
+    probe.requires_grad_()
+    loss, _ = head.loss(probe, labels, gallery)
+    loss.backward()
+    assert not loss.isfinite() and not probe.grad.isfinite().any()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_center_is_not_begun_with_what_is_not_finite(broken):
+    head, other = head_of(), head_of()
+    before, (identities, features) = head.weights.clone(), filling()
+    kept = np.arange(len(identities)) != 7
+    other.prefill(identities[kept], features[kept])
+    features[7, 2] = broken
+    head.prefill(identities, features)
+    assert torch.equal(head.weights, other.weights) and torch.equal(head.weights[identities[7]], before[identities[7]])
