@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ffc_ds.data.sampler import most_identities
 from ffc_ds.heads import STATES
 from ffc_ds.heads.class_softmax import SUB_CENTER_BYTES
 from ffc_ds.heads.hard_negatives import hard_negatives_of
@@ -62,7 +63,8 @@ def _class_weights(settings, device):
     updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 0
     passing = max(updated * vectors, 2 * rows * several if half else 0)
     drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
-    refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)
+    shown = min(most_identities(rows, settings.images_per_identity), settings.identities)
+    refused = settings.head == "virtual_fc" and classes < shown
     return HeadCost(
         state=size * own * vectors,
         optimizer=0 if on_host else size * states * own * vectors,
@@ -72,7 +74,7 @@ def _class_weights(settings, device):
         flops=(6 if kept else 8) * rows * columns * vectors,
         sent=_gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + _reduced(settings, 12 * rows),
         host=size * states * own * vectors if on_host else 0,
-        refusal=f"{classes:,} anchors for a batch of {rows:,} images" if refused else None,
+        refusal=f"{classes:,} anchors for a batch of {shown:,} identities" if refused else None,
     )
 
 

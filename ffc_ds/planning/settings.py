@@ -66,6 +66,8 @@ class PlanSettings:
     """head.sample_rate."""
     group_identities: int = 100
     """head.group_identities."""
+    images_per_identity: int = 2
+    """data.images_per_identity, or 1 with another data.loader than id."""
     gallery_momentum: float = 0.0
     """head.gallery_momentum; above 0 there is a second net."""
     pool: Literal["drawn", "lru"] = "drawn"
