@@ -1,5 +1,6 @@
 """A vision encoder of transformers, in a folder or on the hub: what it is, what it is used to see, and its weights."""
 
+import json
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
+from xxhash import xxh3_64
 
 from ffc_ds.config.documents import read_json
 from ffc_ds.errors import UserError
@@ -57,6 +59,12 @@ def build_hub_encoder(name: str, image_size: int, embedding_size: int, **overrid
     for each, parameter in model.encoder.named_parameters():
         parameter.requires_grad_(each in used)
     return model
+
+
+def encoder_digest(config: HubEncoderConfig) -> str:
+    """Of what the encoder is and what it is shown, wherever it was found."""
+    told = config.encoder, config.width, config.pooling, config.image_mean, config.image_std
+    return xxh3_64(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hub_weights(name: str) -> dict[str, Tensor]:
