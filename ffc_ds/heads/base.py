@@ -37,18 +37,20 @@ class Shard:
         return DTensor.from_local(self.local, mesh, placement, run_check=False, shape=shape, stride=stride)
 
 
-def check_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> None:
-    """Raise UserError, on all ranks, unless these are the labels of all ranks' rows for `Head.loss`: from 0 on and, if
-    there are so many identities, below that `number`."""
+def checked_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> np.ndarray:
+    """int64 [2, world_size * r], the labels of all ranks' rows for `Head.loss`, whole numbers of any type. Raises
+    UserError, on all ranks, unless they are that, from 0 on and, if there are so many identities, below `number`."""
     wanted = len(probe), world_size() * probe.shape[1]
     if identities.shape != wanted or identities.dtype.kind not in "iu":
         raise shared(
             f"labels are {identities.dtype} {identities.shape}, where features {tuple(probe.shape)} on each of "
             f"{world_size()} ranks have whole numbers {wanted}: those of the rows of all ranks, in rank order."
         )
-    if identities.min() < 0 or (number is not None and identities.max() >= number):
-        most = "" if number is None else f" to {number - 1}"
+    last = np.iinfo(np.int64).max if number is None else number - 1
+    if identities.min() < 0 or identities.max() > last:
+        most = "" if number is None and identities.max() <= last else f" to {last}"
         raise shared(f"labels go from {identities.min()} to {identities.max()}; identities are numbered from 0{most}.")
+    return identities.astype(np.int64, copy=False)
 
 
 def unit_features(features: Tensor) -> Tensor:
@@ -68,14 +70,14 @@ class Head(ABC):
     `wants_gallery`: `loss` makes class centers of the features of a gallery net, if there is one.
     `prefill_identities`: how many identities `prefill` wants to see once before training.
     `rows_of_identities`: row i of each of the `shards`, along dimension 0, is of identity i, so that it can go on as
-    that of the identity of the same name in another run.
+    that of the identity of the same name in another run; there are as many as `classes`, the rows of all ranks.
     """
 
     wants_gallery = False
     prefill_identities = 0
     rows_of_identities = False
+    classes: int
 
-    @abstractmethod
     def loss(
         self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -83,10 +85,19 @@ class Head(ABC):
 
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
-        identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order; UserError if not.
+        identities: int64 [2, world_size * r], or other whole numbers, host data, of the rows of all ranks in rank
+        order; UserError if not.
         The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
         the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
+        number = self.classes if self.rows_of_identities else None
+        return self._loss(probe, checked_labels(probe, identities, number), gallery)
+
+    @abstractmethod
+    def _loss(
+        self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """`loss` for identities int64 that have been checked."""
 
     @abstractmethod
     def step(self, applied: bool, learning_rate: float) -> None:

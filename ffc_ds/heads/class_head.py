@@ -16,7 +16,7 @@ from torch import Tensor
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, to_device, world_size
-from ffc_ds.heads.base import Head, Shard, check_labels, finite_rows, unit_features
+from ffc_ds.heads.base import Head, Shard, finite_rows, unit_features
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
 from ffc_ds.heads.row_kernels import RowKernels, unit_vectors_
@@ -68,9 +68,8 @@ class ClassHead(Head):
         self.micro_batches: list[ClassSoftmax] = []
         self.steps = 0
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`; the two views are one batch."""
-        check_labels(probe, identities, self.classes if self.rows_of_identities else None)
+    def _loss(self, probe, identities, gallery):
+        """The two views are one batch."""
         features = unit_features(probe).flatten(0, 1)
         norms = self._norms(probe)
         columns = self._columns(identities.reshape(-1), features.detach())

@@ -58,9 +58,8 @@ class DrawnPool(ClassHead):
         self.prefill_identities = round(config.prefill * identities)
         self._seen: list[tuple[np.ndarray, Tensor]] = []
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`; the two views are one batch."""
-        loss, metrics = super().loss(probe, identities)
+    def _loss(self, probe, identities, gallery):
+        loss, metrics = super()._loss(probe, identities, gallery)
         if gallery is None:
             features = self.micro_batches[-1].features
         else:

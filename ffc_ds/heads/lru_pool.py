@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import to_device
-from ffc_ds.heads.base import Head, Shard, check_labels, finite_rows, unit_features
+from ffc_ds.heads.base import Head, Shard, finite_rows, unit_features
 from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
@@ -47,10 +47,9 @@ class LRUPool(Head):
         if not config.hide_unfilled:
             self._fill_with_noise()
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`. Pass A: probe(x) against a pool that took in gallery(y), taken back. Pass B: probe(y)
+    def _loss(self, probe, identities, gallery):
+        """Pass A: probe(x) against a pool that took in gallery(y), taken back. Pass B: probe(y)
         against one that keeps gallery(x). The loss is the mean of both passes and all matrices, or their sum."""
-        check_labels(probe, identities)
         probes = unit_features(probe)
         features = unit_features((probe if gallery is None else gallery).detach())
         mark = self.index.mark(), self.storage.mark()
