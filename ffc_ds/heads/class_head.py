@@ -25,6 +25,7 @@ from ffc_ds.heads.softmax import add_rows
 from ffc_ds.heads.workspace import Workspace
 
 FIRST_DEVIATION = 0.01
+FIRST_LENGTH = 0.25  # at most, about, of a center that features will take the place of
 
 
 class ClassHead(Head):
@@ -52,7 +53,7 @@ class ClassHead(Head):
         self.weights = torch.empty(self.end - self.start, vectors, device=device, dtype=getattr(torch, config.dtype))
         self.margin = make_margin(config)
         self.unit_dim = dim if self.margin.unit_rows else None
-        self._initialise()
+        self._initialise(FIRST_DEVIATION if trained else min(FIRST_DEVIATION, FIRST_LENGTH / dim**0.5))
         self.workspace = Workspace(device)
         self.kernels = RowKernels(self.workspace)
         self.state = RunningState(self.margin, device)
@@ -145,10 +146,10 @@ class ClassHead(Head):
     def checksum(self):
         return zlib.crc32(self.state.settled.numpy(force=True).tobytes())
 
-    def _initialise(self):
-        """N(0, FIRST_DEVIATION), the same on any number of ranks; unit vectors if the margin wants them."""
+    def _initialise(self, deviation: float):
+        """N(0, deviation), the same on any number of ranks; unit vectors if the margin wants them."""
         for generator, drawn, here in seeded_blocks(self.start, self.end, self.seed):
-            block = FIRST_DEVIATION * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
+            block = deviation * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
             if self.unit_dim:
                 unit_vectors_(block, self.unit_dim)
             self.weights[here] = block
