@@ -6,13 +6,13 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, head_config, slots_of_pool
-from ffc_ds.distributed import host_share, together, world_size
+from ffc_ds.distributed import host_share, shard_bounds, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
+from ffc_ds.host_memory import free_memory
 
 OF_TRAINER = {  # settings of a head that the trainer reads, and what there is in their place
     "weights": "head.take_rows",
@@ -116,7 +116,7 @@ def _drawn_pool(config, identities, dim, batches, device, seed, images):
     from ffc_ds.heads.drawn_pool import DrawnPool
 
     what, remedy = f"the centers of {identities} identities", "--head.pool lru"
-    together(lambda: _refuse_what_does_not_fit(identities * dim, config, what, remedy, device))
+    together(lambda: _refuse_what_does_not_fit(_of_a_rank(identities) * dim, config, what, remedy, device))
     return DrawnPool(config, identities, dim, device, seed, batches.accumulation, images)
 
 
@@ -133,7 +133,7 @@ def _lru_pool(config, identities, dim, batches, device, seed):
                 f"least {rows} or lower data.batch_size to at most {2 * capacity}."
             )
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
-        _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
+        _refuse_what_does_not_fit(config.group_size * _of_a_rank(capacity) * dim, config, what, remedy, device)
 
     together(check)
     return LRUPool(config, capacity, dim, device, round(config.prefill * identities), seed)
@@ -154,7 +154,7 @@ def _class_weights(config, optim, identities, dim, batches, device, seed):
                 f"could need {needed}: lower head.group_identities or data.batch_size, or use data.loader id with more "
                 "data.images_per_identity."
             )
-        weights = config.sub_centers * classes * dim
+        weights = config.sub_centers * _of_a_rank(classes) * dim
         state = STATES[optim.name] * weights
         of_optimizer = "the state of their optimizer"
         if optim.memory == "host" and device.type == "cuda":
@@ -170,13 +170,18 @@ def _class_weights(config, optim, identities, dim, batches, device, seed):
     return head(config, optim, classes, dim, device, seed, batches.accumulation)
 
 
+def _of_a_rank(classes: int) -> int:
+    """The most that a rank has of them."""
+    return shard_bounds(classes, 0, world_size())[1]
+
+
 def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remedy: str, device: torch.device) -> None:
-    """Raise UserError when this rank's part of the class state is more than the memory there is."""
-    needed = numbers * getattr(torch, config.dtype).itemsize // world_size()
+    """Raise UserError when so many `numbers` of class state on each rank are more than the memory there is."""
+    needed = numbers * getattr(torch, config.dtype).itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = psutil.virtual_memory().available / (host_share() * world_size())
+        free = free_memory() / (host_share() * world_size())
     if needed > free:
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
