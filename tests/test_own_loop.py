@@ -109,6 +109,21 @@ def test_the_mean_of_the_gradients_over_the_ranks_is_that_of_the_global_loss(loo
     torch.testing.assert_close(sum(parts) / len(parts), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", EVERY_HEAD)
+def test_autocast_around_a_head_changes_nothing(name):
+    inputs, identities = batch(0)
+    found = []
+    for enabled in (False, True):
+        head, features = small_head(name), inputs[..., :DIM].clone().requires_grad_()
+        for _ in range(2):  # of which the second one sees the class state that the first one leaves
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss, _ = head.loss(features, identities)
+            loss.backward()
+            head.step(True, 0.1)
+        found.append((loss.item(), features.grad))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
 def run_page():
     net = DistributedDataParallel(nn.Linear(16, 64))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -91,7 +91,9 @@ class Head(ABC):
         the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
         number = self.classes if self.rows_of_identities else None
-        return self._loss(probe, checked_labels(probe, identities, number), gallery)
+        identities = checked_labels(probe, identities, number)
+        with torch.autocast(probe.device.type, enabled=False):  # it would have products and sums in half precision
+            return self._loss(probe, identities, gallery)
 
     @abstractmethod
     def _loss(
