@@ -33,6 +33,7 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
         "image_size": model.image_size,
         "embedding_size": model.embedding_size,
         "batch_size": share,
+        "accumulation": config.train.accumulation,
         "zero": zero.get("stage", 0),
         "dtype": next(half, "fp32"),
         "bucket_size": zero.get("reduce_bucket_size", REDUCE_BUCKET),
