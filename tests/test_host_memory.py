@@ -21,6 +21,10 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch, limit, use
     assert heads.build("full_fc", 1000, 512, 4).classes == 1000
     with pytest.raises(UserError, match=r"weights of 2000 classes .* need 0.0 GiB on each of 1 ranks"):
         heads.build("full_fc", 2000, 512, 4)
+    with pytest.raises(UserError, match=r"free: use more ranks, head.dtype bfloat16, --head.name ffc, or a shorter"):
+        heads.build("full_fc", 4000, 512, 4)
+    with pytest.raises(UserError, match=r"free: use more ranks, --head.name ffc, or a shorter"):
+        heads.build("full_fc", 4000, 512, 4, dtype="bfloat16")
     (tmp_path / limit).write_text("max\n")
     assert host_memory.free_memory() > 9 * MIB
 

@@ -19,6 +19,7 @@ OF_TRAINER = {  # settings of a head that the trainer reads, and what there is i
     "init": "head.prefill",
     "gallery_momentum": "the third argument of head.loss",
 }
+MOST_SEEDS = 2**32  # as of a run
 STATES = {"sgd": 1, "adamw": 2}  # tensors of the shape of the class weights that an optimizer keeps
 
 
@@ -49,7 +50,7 @@ def build(
     """A head for a loop of one's own: see `base.Head` for what to do with it. All ranks call it alike.
 
     identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, all ranks
-    together; in_batch: identities in a micro-batch at most, by default one a row of both views; images: int64
+    together; in_batch: identities in a micro-batch at most, by default one a row of both views; images: whole numbers
     [identities], how many each has, by default one; accumulation: micro-batches of a step; device: of features and
     class state; class_optim, settings: fields of `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
 
@@ -65,9 +66,11 @@ def build(
         for what, count in counts.items():
             if not isinstance(count, Integral) or count < 1:
                 raise UserError(f"{what} is {count!r}; it must be a whole number above 0.")
-        if images is not None and (images.shape != (identities,) or images.dtype.kind != "i" or images.min() < 1):
+        if not isinstance(seed, Integral) or not 0 <= seed < MOST_SEEDS:
+            raise UserError(f"seed is {seed!r}; it must be a whole number from 0 to 2^32 - 1.")
+        if images is not None and (images.shape != (identities,) or images.dtype.kind not in "iu" or images.min() < 1):
             raise UserError(f"images must be {identities} whole numbers above 0, one for each identity.")
-        config, optim = head_config({"name": name} | settings, dict(class_optim or {}))
+        config, optim = head_config({"name": name} | _plain(settings), _plain(class_optim or {}))
         for key, instead in OF_TRAINER.items():
             if getattr(config, key) != getattr(HeadConfig, key) and key in settings:
                 raise UserError(f"head.{key} is for the trainer and would do nothing here; there is {instead}.")
@@ -75,7 +78,12 @@ def build(
 
     config, optim, place = together(check)
     batches = MicroBatches(rows, in_batch or 2 * rows, accumulation)
-    return build_head(config, optim, identities, dim, batches, place, seed, images)
+    return build_head(config, optim, identities, dim, batches, place, int(seed), images)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With Python's own numbers in place of numpy's."""
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -130,7 +138,7 @@ def _lru_pool(config, identities, dim, batches, device, seed):
             raise UserError(
                 f"the pool of {capacity} slots (head.pool_size {config.pool_size:g} of {identities} identities) is "
                 f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
-                f"least {rows} or lower data.batch_size to at most {2 * capacity}."
+                f"least {rows} or lower data.batch_size to at most {2 * capacity * batches.accumulation}."
             )
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
         _refuse_what_does_not_fit(config.group_size * _of_a_rank(capacity) * dim, config, what, remedy, device)
@@ -183,7 +191,8 @@ def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remed
     else:
         free = free_memory() / (host_share() * world_size())
     if needed > free:
+        remedy = f"head.dtype bfloat16, {remedy}" if config.dtype == "float32" else remedy
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
-            f"free: use more ranks, head.dtype bfloat16, {remedy}, or a shorter embedding (model.embedding_size)."
+            f"free: use more ranks, {remedy}, or a shorter embedding (model.embedding_size)."
         )
