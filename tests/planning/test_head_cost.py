@@ -111,7 +111,9 @@ def test_memory_and_products(case):
 
 @pytest.mark.parametrize("slots", [1, 5, 1000, 65_536, 65_537])
 def test_index(slots):
-    assert index_bytes(slots) == PoolIndex(slots, 3).nbytes
+    index = PoolIndex(slots, 3)
+    arrays = [value for value in vars(index).values() if isinstance(value, np.ndarray)]
+    assert index_bytes(slots) == sum(array.nbytes for array in arrays) + index._table._table.nbytes
 
 
 def sent_by_a_rank(cases):
