@@ -25,7 +25,10 @@ ANSWER = 30.0  # seconds for rank 0 to answer once it listens
 RUN, RANK = "ffc_ds/run", "ffc_ds/rank/{}"
 ELSEWHERE, FROM_RANK_0 = "ffc_ds/elsewhere", "ffc_ds/elsewhere/from_rank_0"  # a host that is not that of rank 0
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-REMEDY = "start them with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each."
+REMEDY = (
+    "start them with deepspeed, or set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE (ranks on its host), MASTER_ADDR and "
+    "MASTER_PORT for each."
+)
 
 
 def meet() -> dist.Store | None:

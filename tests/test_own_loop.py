@@ -109,6 +109,21 @@ def test_the_mean_of_the_gradients_over_the_ranks_is_that_of_the_global_loss(loo
     torch.testing.assert_close(sum(parts) / len(parts), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", EVERY_HEAD)
+def test_autocast_around_a_head_changes_nothing(name):
+    inputs, identities = batch(0)
+    found = []
+    for enabled in (False, True):
+        head, features = small_head(name), inputs[..., :DIM].clone().requires_grad_()
+        for _ in range(2):  # of which the second one sees the class state that the first one leaves
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss, _ = head.loss(features, identities)
+            loss.backward()
+            head.step(True, 0.1)
+        found.append((loss.item(), features.grad))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
 def run_page():
     net = DistributedDataParallel(nn.Linear(16, 64))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -134,6 +149,9 @@ def test_the_code_of_the_page_runs():
         ({"name": "full_fc", "scale": -1}, "head.scale is -1.0; it must be above 0"),
         ({"name": "ffc", "preset": "f2c", "group_size": 3}, "head.group_size is 3, but head.preset f2c stands for 2"),
         ({"name": "ffc", "pool": "lru", "pool_size": 8}, "a global view of 12 images"),
+        ({"name": "ffc", "pool": "lru", "pool_size": 8, "accumulation": 3}, "data.batch_size to at most 48"),
+        ({"name": "ffc", "seed": 2**50}, "seed is 1125899906842624; it must be a whole number from 0"),
+        ({"name": "ffc", "seed": -1}, "seed is -1"),
         ({"name": "full_fc", "weights": "runs/a"}, "head.weights is for the trainer"),
         ({"name": "full_fc", "init": "features"}, "head.init is for the trainer"),
         ({"name": "ffc", "gallery_momentum": 0.99}, "the third argument of head.loss"),
@@ -159,6 +177,20 @@ def test_what_the_trainer_reads_may_say_nothing():
     told = {"weights": None, "init": "random", "gallery_momentum": 0.0}
     assert heads.build("ffc", np.int64(IDENTITIES), DIM, ROWS, **told).classes == IDENTITIES
     assert heads.build("ffc", IDENTITIES, DIM, ROWS, preset="f2c", pool_size=20).capacity == 20
+
+
+def test_numbers_may_be_those_of_numpy():
+    counts = np.ones(IDENTITIES, np.uint32)
+    head = heads.build("ffc", IDENTITIES, DIM, ROWS, images=counts, pool_size=np.int64(10), seed=np.uint32(3))
+    assert head.pool == 10 and head._images.tolist() == counts.tolist()
+    optim = {"momentum": np.float32(0.5)}
+    assert heads.build("full_fc", IDENTITIES, DIM, ROWS, class_optim=optim).optimizer.config.momentum == 0.5
+
+
+def test_more_identities_than_anchors():
+    head = heads.build("virtual_fc", IDENTITIES, DIM, ROWS, in_batch=6, group_identities=10)
+    with pytest.raises(UserError, match="shows 24 identities, and there are 6 anchors"):
+        head.loss(torch.randn(2, ROWS, DIM), np.arange(2 * ROWS).reshape(2, ROWS))
 
 
 PRODUCT = (

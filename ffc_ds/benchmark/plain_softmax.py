@@ -17,7 +17,7 @@ class PlainSoftmax(Head):
         self.weights = nn.Parameter(torch.empty(classes, dim, dtype=dtype, device=device).normal_(std=0.01))
         self.optimizer = torch.optim.SGD([self.weights], momentum=0.9, weight_decay=5e-4)
 
-    def loss(self, probe, identities, gallery=None):
+    def _loss(self, probe, identities, gallery):
         features = F.normalize(probe.flatten(0, 1), dim=1).to(self.weights.dtype)
         cosines = F.linear(features, F.normalize(self.weights, dim=1)).float()
         labels = torch.from_numpy(identities.flatten()).to(cosines.device)

@@ -173,9 +173,10 @@ class HeadConfig:
     """ffc: class centers that a step compares with (drawn), or slots of the pool (lru); up to 1 a share of the
     identities, above it a number."""
     center_momentum: float | Literal["auto"] = "auto"
-    """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity;
-    auto, with the instance loader: 0.5 for an identity of up to three images, (n - 1) / (n + 1) for one of n, which is
-    an average that spans an epoch, and in the first epoch n are those that it has shown so far; 0.5 with the others."""
+    """ffc, drawn: m in center <- m * center + (1 - m) * feature, as a unit vector, after a step that shows an identity,
+    but 0 for one that has no feature yet; auto, with the instance loader: 0.5 for an identity of up to three images,
+    (n - 1) / (n + 1) for one of n, which is an average that spans an epoch, and in the first epoch n are those that it
+    has shown so far; 0.5 with the others."""
     group_size: int = 3
     """ffc, lru: features kept for each slot (K); the released code keeps 2."""
     gallery_momentum: float = 0.0

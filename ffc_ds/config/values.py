@@ -54,7 +54,6 @@ def check_values(config) -> None:
         "head.fresh_weight": config.head.fresh_weight,
         "head.interclass_filter": config.head.interclass_filter,
         "head.margin_strength": config.head.margin_strength or 0,
-        "class_optim.momentum": config.class_optim.momentum,
         "class_optim.weight_decay": config.class_optim.weight_decay,
         "optim.clip": config.optim.clip,
         "optim.lr_batch": config.optim.lr_batch,
@@ -81,6 +80,7 @@ def check_values(config) -> None:
         "head.gallery_momentum": config.head.gallery_momentum,
         "head.center_momentum": 0.0 if config.head.center_momentum == "auto" else config.head.center_momentum,
         "optim.momentum": config.optim.momentum,
+        "class_optim.momentum": config.class_optim.momentum,
         "optim.warmup": config.optim.warmup,
         "eval.holdout": config.eval.holdout,
     }
@@ -90,6 +90,10 @@ def check_values(config) -> None:
     for key, value in {"data.crop": config.data.crop, "train.average": config.train.average}.items():
         if not 0 <= value < 1:
             raise UserError(f"{key} is {value}; it must be at least 0 and below 1.")
+    if not all(0 < share < 1 for share in config.optim.milestones):
+        raise UserError(
+            f"optim.milestones is {config.optim.milestones}; they are shares of the run, each above 0 and below 1."
+        )
     check_max_megapixels(config.data.max_megapixels, "data.max_megapixels")
     if config.head.group_size > 127:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")

@@ -33,6 +33,11 @@ class StepPlan:
     bytes: np.ndarray
 
 
+def most_identities(images: int, images_of_each: int) -> int:
+    """Identities that so many images of a batch show at most; images_of_each: 1 where some are drawn singly."""
+    return images // images_of_each
+
+
 class Sampler:
     """Plans the steps of a run over an identity index.
 
@@ -86,8 +91,8 @@ class Sampler:
         self._order = np.argsort(places, kind="stable")
 
     def most_identities(self, rows: int) -> int:
-        """Identities that a micro-batch of so many rows of both views shows at most."""
-        return 2 * rows if self.instance_rows else rows // self.rows_each
+        """Identities that a micro-batch of so many rows of each view shows at most."""
+        return most_identities(2 * rows, 1 if self.instance_rows else self.images_per_identity)
 
     def plan(self, step: int) -> StepPlan:
         """The global batch of `step`; a pure function, so steps can be asked for in any order by any process."""

@@ -2,9 +2,7 @@
 
 import resource
 import shutil
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import torch
@@ -13,32 +11,22 @@ from ffc_ds.data.batch_checks import SHARED_MEMORY, check_memory_of_workers
 from ffc_ds.doctor.case import Case
 from ffc_ds.doctor.finding import Finding, amount
 from ffc_ds.doctor.settings import plan_of
+from ffc_ds.host_memory import free_memory
 from ffc_ds.planning.backbone import count_backbone
 from ffc_ds.planning.plan import MAPPED, OVERHEAD, SAVED, Plan, remedies
 
 TIGHT = 0.9  # of the memory: a plan is right to a tenth
 FILES, FILES_OF_WORKER, FILES_OF_RANK = 64, 12, 8  # checkpoints and libraries; pipes and mapped batches; connections
 NCCL_BUFFERS = 512 << 20  # bytes of shared memory
-CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
 def measure_memory(case: Case) -> dict[str, float]:
     """Free bytes of the host, and of the GPU if there is one."""
-    free = min([psutil.virtual_memory().available, *_left_by_cgroup()])
+    free = free_memory()
     if case.device.type != "cuda":
         return {"host": free}
     torch.cuda.empty_cache()
     return {"host": free, "gpu": torch.cuda.mem_get_info(case.device)[0]}
-
-
-def _left_by_cgroup() -> list[int]:
-    """What a container's limit leaves, where there is one; pages of files do not count, they can be dropped."""
-    for limit, used in CGROUPS:
-        with suppress(OSError, ValueError):
-            most, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (limit, used))
-            about = Path("/sys/fs/cgroup", limit).with_name("memory.stat").read_text().split()
-            return [most - now + int(about[about.index("inactive_file") + 1])]
-    return []
 
 
 def judge_memory(case: Case, found: list[dict[str, float]]) -> Finding:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ffc_ds.errors import UserError
 from ffc_ds.files import written_aside
 from ffc_ds.models.hub_encoder import HubEncoder
-from ffc_ds.models.opening import load_backbone
+from ffc_ds.models.opening import load_own_backbone
 
 BATCHES = (1, 7)
 TOLERANCE = 1e-4
@@ -42,7 +42,7 @@ def export_onnx(run_dir: Path, output: Path) -> None:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise UserError(f"ONNX files need {error.name}, which is not installed: pip install ffc_ds[export]") from None
-    model = load_backbone(run_dir)
+    model = load_own_backbone(run_dir, str(run_dir))
     net, size = _Embeddings(model).eval(), model.config.image_size
     truth = _truth(net, size)
     if isinstance(model, HubEncoder):

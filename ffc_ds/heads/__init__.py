@@ -6,19 +6,20 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig, head_config, slots_of_pool
-from ffc_ds.distributed import host_share, together, world_size
+from ffc_ds.distributed import host_share, shard_bounds, together, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads.base import Head
+from ffc_ds.host_memory import free_memory
 
 OF_TRAINER = {  # settings of a head that the trainer reads, and what there is in their place
     "weights": "head.take_rows",
     "init": "head.prefill",
     "gallery_momentum": "the third argument of head.loss",
 }
+MOST_SEEDS = 2**32  # as of a run
 STATES = {"sgd": 1, "adamw": 2}  # tensors of the shape of the class weights that an optimizer keeps
 
 
@@ -49,7 +50,7 @@ def build(
     """A head for a loop of one's own: see `base.Head` for what to do with it. All ranks call it alike.
 
     identities: how many there are, numbered from 0; dim: of a feature; rows: of each view of a micro-batch, all ranks
-    together; in_batch: identities in a micro-batch at most, by default one a row of both views; images: int64
+    together; in_batch: identities in a micro-batch at most, by default one a row of both views; images: whole numbers
     [identities], how many each has, by default one; accumulation: micro-batches of a step; device: of features and
     class state; class_optim, settings: fields of `config.settings.ClassOptimConfig` and `HeadConfig`, by name.
 
@@ -65,9 +66,11 @@ def build(
         for what, count in counts.items():
             if not isinstance(count, Integral) or count < 1:
                 raise UserError(f"{what} is {count!r}; it must be a whole number above 0.")
-        if images is not None and (images.shape != (identities,) or images.dtype.kind != "i" or images.min() < 1):
+        if not isinstance(seed, Integral) or not 0 <= seed < MOST_SEEDS:
+            raise UserError(f"seed is {seed!r}; it must be a whole number from 0 to 2^32 - 1.")
+        if images is not None and (images.shape != (identities,) or images.dtype.kind not in "iu" or images.min() < 1):
             raise UserError(f"images must be {identities} whole numbers above 0, one for each identity.")
-        config, optim = head_config({"name": name} | settings, dict(class_optim or {}))
+        config, optim = head_config({"name": name} | _plain(settings), _plain(class_optim or {}))
         for key, instead in OF_TRAINER.items():
             if getattr(config, key) != getattr(HeadConfig, key) and key in settings:
                 raise UserError(f"head.{key} is for the trainer and would do nothing here; there is {instead}.")
@@ -75,7 +78,12 @@ def build(
 
     config, optim, place = together(check)
     batches = MicroBatches(rows, in_batch or 2 * rows, accumulation)
-    return build_head(config, optim, identities, dim, batches, place, seed, images)
+    return build_head(config, optim, identities, dim, batches, place, int(seed), images)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With Python's own numbers in place of numpy's."""
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -116,7 +124,7 @@ def _drawn_pool(config, identities, dim, batches, device, seed, images):
     from ffc_ds.heads.drawn_pool import DrawnPool
 
     what, remedy = f"the centers of {identities} identities", "--head.pool lru"
-    together(lambda: _refuse_what_does_not_fit(identities * dim, config, what, remedy, device))
+    together(lambda: _refuse_what_does_not_fit(_of_a_rank(identities) * dim, config, what, remedy, device))
     return DrawnPool(config, identities, dim, device, seed, batches.accumulation, images)
 
 
@@ -130,10 +138,10 @@ def _lru_pool(config, identities, dim, batches, device, seed):
             raise UserError(
                 f"the pool of {capacity} slots (head.pool_size {config.pool_size:g} of {identities} identities) is "
                 f"smaller than a global view of {rows} images, which could push itself out. Set head.pool_size to at "
-                f"least {rows} or lower data.batch_size to at most {2 * capacity}."
+                f"least {rows} or lower data.batch_size to at most {2 * capacity * batches.accumulation}."
             )
         what, remedy = f"the features of {capacity} slots", "a smaller pool (head.pool_size)"
-        _refuse_what_does_not_fit(config.group_size * capacity * dim, config, what, remedy, device)
+        _refuse_what_does_not_fit(config.group_size * _of_a_rank(capacity) * dim, config, what, remedy, device)
 
     together(check)
     return LRUPool(config, capacity, dim, device, round(config.prefill * identities), seed)
@@ -154,7 +162,7 @@ def _class_weights(config, optim, identities, dim, batches, device, seed):
                 f"could need {needed}: lower head.group_identities or data.batch_size, or use data.loader id with more "
                 "data.images_per_identity."
             )
-        weights = config.sub_centers * classes * dim
+        weights = config.sub_centers * _of_a_rank(classes) * dim
         state = STATES[optim.name] * weights
         of_optimizer = "the state of their optimizer"
         if optim.memory == "host" and device.type == "cuda":
@@ -170,15 +178,21 @@ def _class_weights(config, optim, identities, dim, batches, device, seed):
     return head(config, optim, classes, dim, device, seed, batches.accumulation)
 
 
+def _of_a_rank(classes: int) -> int:
+    """The most that a rank has of them."""
+    return shard_bounds(classes, 0, world_size())[1]
+
+
 def _refuse_what_does_not_fit(numbers: int, config: HeadConfig, what: str, remedy: str, device: torch.device) -> None:
-    """Raise UserError when this rank's part of the class state is more than the memory there is."""
-    needed = numbers * getattr(torch, config.dtype).itemsize // world_size()
+    """Raise UserError when so many `numbers` of class state on each rank are more than the memory there is."""
+    needed = numbers * getattr(torch, config.dtype).itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = psutil.virtual_memory().available / (host_share() * world_size())
+        free = free_memory() / (host_share() * world_size())
     if needed > free:
+        remedy = f"head.dtype bfloat16, {remedy}" if config.dtype == "float32" else remedy
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on each of {world_size()} ranks, and {free / 2**30:.1f} GiB are "
-            f"free: use more ranks, head.dtype bfloat16, {remedy}, or a shorter embedding (model.embedding_size)."
+            f"free: use more ranks, {remedy}, or a shorter embedding (model.embedding_size)."
         )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Placement
 
-from ffc_ds.distributed import active, world_size
+from ffc_ds.distributed import active, gather_views, to_device, world_size
 from ffc_ds.errors import shared
 
 
@@ -36,18 +37,31 @@ class Shard:
         return DTensor.from_local(self.local, mesh, placement, run_check=False, shape=shape, stride=stride)
 
 
-def check_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> None:
-    """Raise UserError, on all ranks, unless these are the labels of all ranks' rows for `Head.loss`: from 0 on and, if
-    there are so many identities, below that `number`."""
+def checked_labels(probe: Tensor, identities: np.ndarray, number: int | None = None) -> np.ndarray:
+    """int64 [2, world_size * r], the labels of all ranks' rows for `Head.loss`, whole numbers of any type. Raises
+    UserError, on all ranks, unless they are that, from 0 on and, if there are so many identities, below `number`."""
     wanted = len(probe), world_size() * probe.shape[1]
     if identities.shape != wanted or identities.dtype.kind not in "iu":
         raise shared(
             f"labels are {identities.dtype} {identities.shape}, where features {tuple(probe.shape)} on each of "
             f"{world_size()} ranks have whole numbers {wanted}: those of the rows of all ranks, in rank order."
         )
-    if identities.min() < 0 or (number is not None and identities.max() >= number):
-        most = "" if number is None else f" to {number - 1}"
+    last = np.iinfo(np.int64).max if number is None else number - 1
+    if identities.min() < 0 or identities.max() > last:
+        most = "" if number is None and identities.max() <= last else f" to {last}"
         raise shared(f"labels go from {identities.min()} to {identities.max()}; identities are numbered from 0{most}.")
+    return identities.astype(np.int64, copy=False)
+
+
+def unit_features(features: Tensor) -> Tensor:
+    """Features [2, r, dim] of this rank, of any float type, as fp32 unit vectors [2, world_size * r, dim] of all."""
+    return gather_views(F.normalize(features.float(), dim=-1))
+
+
+def finite_rows(identities: np.ndarray, gallery: Tensor) -> tuple[np.ndarray, Tensor]:
+    """Those of identities int64 [n] whose features are finite, and these as fp32 unit vectors, of [n, dim]."""
+    finite = gallery.isfinite().all(1).numpy(force=True)
+    return identities[finite], F.normalize(gallery[to_device(finite, gallery.device)].float(), dim=1)
 
 
 class Head(ABC):
@@ -56,14 +70,14 @@ class Head(ABC):
     `wants_gallery`: `loss` makes class centers of the features of a gallery net, if there is one.
     `prefill_identities`: how many identities `prefill` wants to see once before training.
     `rows_of_identities`: row i of each of the `shards`, along dimension 0, is of identity i, so that it can go on as
-    that of the identity of the same name in another run.
+    that of the identity of the same name in another run; there are as many as `classes`, the rows of all ranks.
     """
 
     wants_gallery = False
     prefill_identities = 0
     rows_of_identities = False
+    classes: int
 
-    @abstractmethod
     def loss(
         self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -71,10 +85,21 @@ class Head(ABC):
 
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
-        identities: int64 [2, world_size * r], host data, of the rows of all ranks in rank order; UserError if not.
+        identities: int64 [2, world_size * r], or other whole numbers, host data, of the rows of all ranks in rank
+        order; UserError if not.
         The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
         the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
+        number = self.classes if self.rows_of_identities else None
+        identities = checked_labels(probe, identities, number)
+        with torch.autocast(probe.device.type, enabled=False):  # it would have products and sums in half precision
+            return self._loss(probe, identities, gallery)
+
+    @abstractmethod
+    def _loss(
+        self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """`loss` for identities int64 that have been checked."""
 
     @abstractmethod
     def step(self, applied: bool, learning_rate: float) -> None:
@@ -86,7 +111,8 @@ class Head(ABC):
 
     def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
         """Take in gallery features [n, dim], equal on all ranks, of these identities, int64 [n], before the first step.
-        One that stands there several times gets the mean; it must not stand in another call."""
+        Rows that are not finite are left out. An identity that stands there several times gets the mean, or in a pool
+        of the latest features all of them, the last ones in the end; it must not stand in another call."""
 
     def take_rows(self, rows: Tensor, state: dict[str, Tensor], rescaled: bool) -> None:  # noqa: B027 (as above)
         """Begin with rows of another run. rows: int64 [u], of this rank's; state: those that belong there of the

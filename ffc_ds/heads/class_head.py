@@ -16,7 +16,7 @@ from torch import Tensor
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, to_device, world_size
-from ffc_ds.heads.base import Head, Shard, check_labels
+from ffc_ds.heads.base import Head, Shard, finite_rows, unit_features
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
 from ffc_ds.heads.row_kernels import RowKernels, unit_vectors_
@@ -25,6 +25,7 @@ from ffc_ds.heads.softmax import add_rows
 from ffc_ds.heads.workspace import Workspace
 
 FIRST_DEVIATION = 0.01
+FIRST_LENGTH = 0.25  # at most, about, of a center that features will take the place of
 
 
 class ClassHead(Head):
@@ -52,7 +53,7 @@ class ClassHead(Head):
         self.weights = torch.empty(self.end - self.start, vectors, device=device, dtype=getattr(torch, config.dtype))
         self.margin = make_margin(config)
         self.unit_dim = dim if self.margin.unit_rows else None
-        self._initialise()
+        self._initialise(FIRST_DEVIATION if trained else min(FIRST_DEVIATION, FIRST_LENGTH / dim**0.5))
         self.workspace = Workspace(device)
         self.kernels = RowKernels(self.workspace)
         self.state = RunningState(self.margin, device)
@@ -68,10 +69,9 @@ class ClassHead(Head):
         self.micro_batches: list[ClassSoftmax] = []
         self.steps = 0
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`; the two views are one batch."""
-        check_labels(probe, identities, self.classes if self.rows_of_identities else None)
-        features = gather_views(F.normalize(probe.float(), dim=-1)).flatten(0, 1)
+    def _loss(self, probe, identities, gallery):
+        """The two views are one batch."""
+        features = unit_features(probe).flatten(0, 1)
         norms = self._norms(probe)
         columns = self._columns(identities.reshape(-1), features.detach())
         number = len(self.micro_batches)
@@ -105,8 +105,7 @@ class ClassHead(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        rows, means = self._means(identities, F.normalize(gallery.float(), dim=-1))
-        self._put(rows, means)
+        self._put(*self._means(*finite_rows(identities, gallery)))
 
     def _means(self, labels: np.ndarray, features: Tensor) -> tuple[Tensor, Tensor]:
         """Own rows, int64 [u], of which there are features among fp32 [n, dim] of these labels, int64 [n], and their
@@ -147,10 +146,10 @@ class ClassHead(Head):
     def checksum(self):
         return zlib.crc32(self.state.settled.numpy(force=True).tobytes())
 
-    def _initialise(self):
-        """N(0, FIRST_DEVIATION), the same on any number of ranks; unit vectors if the margin wants them."""
+    def _initialise(self, deviation: float):
+        """N(0, deviation), the same on any number of ranks; unit vectors if the margin wants them."""
         for generator, drawn, here in seeded_blocks(self.start, self.end, self.seed):
-            block = FIRST_DEVIATION * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
+            block = deviation * torch.randn(BLOCK, self.weights.shape[1], generator=generator)[drawn]
             if self.unit_dim:
                 unit_vectors_(block, self.unit_dim)
             self.weights[here] = block

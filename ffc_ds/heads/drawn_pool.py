@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ffc_ds.config.settings import HeadConfig, slots_of_pool
 from ffc_ds.data.randomness import mix
-from ffc_ds.distributed import all_gather, to_device
+from ffc_ds.distributed import to_device
+from ffc_ds.heads.base import unit_features
 from ffc_ds.heads.class_head import ClassHead
 from ffc_ds.heads.row_kernels import put
 from ffc_ds.heads.sampled_columns import sampled_columns
@@ -26,10 +27,10 @@ UNSEEN = 0.5  # a random vector from before the first feature is shorter, a cent
 
 class DrawnPool(ClassHead):
     """A unit vector for each identity, the average of its features: after a step that shows it,
-    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`. auto is
-    (k - 1) / (k + 1), an average that spans k features, but 0.5 or more, for an identity that has n of the `images`
-    (int64 [identities], by default one each), k being how many of them the first epoch has shown by now: up to n. It
-    is 0 the first time, unless the margin wants unit rows, which do not tell whether they were seen.
+    center <- unit(m * center + (1 - m) * unit(sum of its features of the step)), m being `center_momentum`, but 0 the
+    first time, unless the margin wants unit rows, which do not tell whether they were seen. auto is (k - 1) / (k + 1),
+    an average that spans k features, but 0.5 or more, for an identity that has n of the `images` (int64 [identities],
+    by default one each), k being how many of them the first epoch has shown by now: up to n.
 
     A step compares with `pool_size` of them, the same in all its micro-batches, and with what they lack of their own.
     The centers are those of before the step. Until an identity was seen its center is random and short, as a class
@@ -57,13 +58,13 @@ class DrawnPool(ClassHead):
         self.prefill_identities = round(config.prefill * identities)
         self._seen: list[tuple[np.ndarray, Tensor]] = []
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`; the two views are one batch."""
-        loss, metrics = super().loss(probe, identities)
+    def _loss(self, probe, identities, gallery):
+        loss, metrics = super()._loss(probe, identities, gallery)
         if gallery is None:
             features = self.micro_batches[-1].features
         else:
-            features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(0, 2)
+            features = unit_features(gallery.detach()).flatten(0, 1)
+            loss = loss * (1 + 0 * features.sum())  # what is not finite refuses the step: the loss would not show it
         self._seen.append((identities.reshape(-1), features))
         return loss, metrics
 
@@ -76,13 +77,13 @@ class DrawnPool(ClassHead):
         self._seen.clear()
         super().step(applied, learning_rate)
 
-    def _momenta(self, rows: Tensor, centers: Tensor) -> Tensor | float:
-        """For rows int64 [u] and their present centers [u, dim]: fp32 [u, 1], or one for all."""
+    def _momenta(self, rows: Tensor, centers: Tensor) -> Tensor:
+        """For rows int64 [u] and their present centers [u, dim]: fp32 [u, 1]."""
+        seen = centers.norm(dim=1, keepdim=True) > UNSEEN
         if self.config.center_momentum != "auto":
-            return self.config.center_momentum
+            return seen * self.config.center_momentum
         shown = self.steps * sum(len(labels) for labels, _ in self._seen) / self._all_images
         span = (self._images[rows, None] * min(shown, 1.0)).clamp_min_(SHORTEST_SPAN)
-        seen = centers.norm(dim=1, keepdim=True) > UNSEEN
         return seen * (span - 1) / (span + 1)
 
     def _move(self, rows: Tensor, centers: Tensor) -> None:

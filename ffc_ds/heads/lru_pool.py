@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
-from ffc_ds.distributed import all_gather, gather_views, to_device
-from ffc_ds.heads.base import Head, Shard, check_labels
+from ffc_ds.distributed import to_device
+from ffc_ds.heads.base import Head, Shard, finite_rows, unit_features
 from ffc_ds.heads.hard_negatives import hard_negatives_of
 from ffc_ds.heads.margins import make_margin
 from ffc_ds.heads.pool_loss import PoolColumns, PoolLossSettings, pool_loss
@@ -47,14 +47,11 @@ class LRUPool(Head):
         if not config.hide_unfilled:
             self._fill_with_noise()
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`. Pass A: probe(x) against a pool that took in gallery(y), taken back. Pass B: probe(y)
+    def _loss(self, probe, identities, gallery):
+        """Pass A: probe(x) against a pool that took in gallery(y), taken back. Pass B: probe(y)
         against one that keeps gallery(x). The loss is the mean of both passes and all matrices, or their sum."""
-        check_labels(probe, identities)
-        probes = gather_views(F.normalize(probe.float(), dim=-1))
-        with torch.no_grad():
-            gallery = probe if gallery is None else gallery
-            features = all_gather(F.normalize(gallery.float(), dim=-1)).transpose(0, 1).flatten(1, 2)
+        probes = unit_features(probe)
+        features = unit_features((probe if gallery is None else gallery).detach())
         mark = self.index.mark(), self.storage.mark()
         tentative, parts = self._pass(probes[0], identities[0], features[1], identities[1])
         self.index.undo(mark[0])
@@ -119,7 +116,7 @@ class LRUPool(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        self._take_in(identities, F.normalize(gallery.float(), dim=-1))
+        self._take_in(*finite_rows(identities, gallery))
         self.index.settle()
         self.storage.settle()
 

@@ -6,13 +6,12 @@ Semi-hard triplets (FaceNet, arXiv 1503.03832), N-pair (Sohn, NeurIPS 2016), mul
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ffc_ds.config.settings import HeadConfig
-from ffc_ds.distributed import gather_views, to_device, world_size
+from ffc_ds.distributed import to_device, world_size
 from ffc_ds.errors import UserError
-from ffc_ds.heads.base import Head, check_labels
+from ffc_ds.heads.base import Head, unit_features
 
 TRIPLET_MARGIN = 0.2  # FaceNet's, between squared distances
 
@@ -40,10 +39,9 @@ class Metric(Head):
         else:
             self.criterion, self.mine = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
 
-    def loss(self, probe, identities, gallery=None):
-        """See `Head.loss`. Parts: `active`, the share of images in one of the mined pairs or triplets."""
-        check_labels(probe, identities)
-        features = gather_views(F.normalize(probe.float(), dim=-1)).flatten(0, 1)
+    def _loss(self, probe, identities, gallery):
+        """Parts: `active`, the share of images in one of the mined pairs or triplets."""
+        features = unit_features(probe).flatten(0, 1)
         labels = to_device(identities.reshape(-1), features.device)
         mined, parts = None, {}
         if self.mine:

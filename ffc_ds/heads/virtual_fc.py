@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ffc_ds.data.randomness import mix, permute
 from ffc_ds.distributed import to_device
+from ffc_ds.errors import shared
 from ffc_ds.heads.class_softmax import Columns
 from ffc_ds.heads.full_fc import FullFC
 from ffc_ds.heads.softmax import Cells, add_rows
@@ -33,9 +34,14 @@ class Lease:
 def lease_anchors(labels: np.ndarray, anchors: int, key: int) -> Lease:
     """Identities `labels` int64 [R] to anchors; identity i is of the group of anchor i mod `anchors`.
 
-    Needs at least as many anchors as there are identities. Borrowed anchors are drawn at random, by `key`.
+    Borrowed anchors are drawn at random, by `key`. Raises UserError, on all ranks, for more identities than anchors.
     """
     distinct, first, identity = np.unique(labels, return_index=True, return_inverse=True)
+    if len(distinct) > anchors:
+        raise shared(
+            f"a micro-batch shows {len(distinct)} identities, and there are {anchors} anchors, of which each stands "
+            "for one at a time: lower head.group_identities, or show more images of fewer identities (in_batch)."
+        )
     group = distinct % anchors
     in_order = np.argsort(first)
     home = np.zeros(len(distinct), bool)

@@ -1,6 +1,5 @@
 """Any vision encoder of transformers under the face field's embedding layer."""
 
-import json
 import math
 from typing import Any
 
@@ -8,7 +7,6 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from xxhash import xxh3_64
 
 from ffc_ds.errors import UserError
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
@@ -66,11 +64,6 @@ class HubEncoderConfig(PreTrainedConfig):
                 len(value) == 3 and all(least < each < math.inf for each in value)
             ):
                 raise UserError(f"{key} is {value}; it must be three numbers, and image_std above 0.")
-
-    def digest(self) -> str:
-        """Of what the encoder is and what it is shown, wherever it was found."""
-        told = self.encoder, self.width, self.pooling, self.image_mean, self.image_std
-        return xxh3_64(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class HubEncoder(PreTrainedModel):

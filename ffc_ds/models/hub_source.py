@@ -1,5 +1,7 @@
 """A vision encoder of transformers, in a folder or on the hub: what it is, what it is used to see, and its weights."""
 
+import json
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
+from xxhash import xxh3_64
 
 from ffc_ds.config.documents import read_json
 from ffc_ds.errors import UserError
@@ -22,6 +26,11 @@ UNSAID = {"dtype", "torch_dtype", "architectures", "auto_map", "transformers_ver
 OTHER_WEIGHTS = (".bin", ".h5", ".msgpack", ".ckpt", ".pt", ".pth", ".safetensors")  # the last in a folder below
 SAME = 1e-3  # of the length of features, by which rounding may change them
 CLASS_TOKENS = ("cls_token", "class_embedding")
+PLAIN = {  # what an image processor does where neither its file nor its class says it
+    **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
+    **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    **dict.fromkeys(("do_flip_channel_order", "include_top", "rescale_offset"), False),
+}
 
 
 def build_hub_encoder(name: str, image_size: int, embedding_size: int, **overrides: Any) -> HubEncoder:
@@ -50,6 +59,12 @@ def build_hub_encoder(name: str, image_size: int, embedding_size: int, **overrid
     for each, parameter in model.encoder.named_parameters():
         parameter.requires_grad_(each in used)
     return model
+
+
+def encoder_digest(config: HubEncoderConfig) -> str:
+    """Of what the encoder is and what it is shown, wherever it was found."""
+    told = config.encoder, config.width, config.pooling, config.image_mean, config.image_std
+    return xxh3_64(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hub_weights(name: str) -> dict[str, Tensor]:
@@ -111,11 +126,20 @@ def usual_image_size(name: str) -> int | None:
 
 
 def normalisation(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of its image processor, of values from 0 to 1."""
+    """Mean and standard deviation of its image processor, of values from 0 to 1. Raises UserError where it does more
+    to them, or says less, than that."""
     processor = _processor(folder)
-    if not processor.get("do_normalize", True):
+    kind = _processor_class(processor)
+    shown = {key: processor.get(key, getattr(kind, key, plain)) for key, plain in PLAIN.items()}
+    factor = shown["rescale_factor"] if shown["do_rescale"] else 1
+    if not (_is_number(factor) and isclose(factor, 1 / 255, rel_tol=1e-3)):
+        raise UserError(f"{folder}: its image processor rescales by {factor}, where a backbone sees values of 0 to 1.")
+    for key in ("do_flip_channel_order", "include_top", "rescale_offset"):
+        if shown[key]:
+            raise UserError(f"{folder}: its image processor has {key}, which a backbone cannot have: choose another.")
+    if not shown["do_normalize"]:
         return [0.0] * 3, [1.0] * 3
-    found = [processor.get(key) or [0.5] * 3 for key in ("image_mean", "image_std")]
+    found = [shown[key] or [0.5] * 3 for key in ("image_mean", "image_std")]
     if not all(isinstance(each, list) and len(each) == 3 and all(map(_is_number, each)) for each in found):
         raise UserError(f"{folder}: image_mean and image_std of its image processor are not three numbers each.")
     if min(found[1]) <= 0:
@@ -126,6 +150,15 @@ def normalisation(folder: Path) -> tuple[list[float], list[float]]:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _processor_class(processor: dict[str, Any]) -> type:
+    """That of transformers, where it is known: its attributes are what the file leaves out."""
+    name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+    name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if not name.endswith("ImageProcessor"):
+        return object
+    return get_image_processor_class_from_name(f"{name}Pil") or object  # the other one wants torchvision
 
 
 def _processor(folder: Path) -> dict[str, Any]:

@@ -18,12 +18,17 @@ def load_model(name: str) -> PreTrainedModel:
 
     Raises UserError if it is not there, is damaged, or is another kind of model.
     """
-    model = load_backbone(find_folder(name))
+    return load_own_backbone(find_folder(name), name).requires_grad_(False)
+
+
+def load_own_backbone(folder: Path, name: str) -> PreTrainedModel:
+    """As `load_backbone`, called `name`. Raises UserError if it is another kind of model, too."""
+    model = load_backbone(folder)
     if not isinstance(model, (HubEncoder, *{model_class for model_class, _ in BACKBONES.values()})):
         raise UserError(
             f"{name} is a {type(model).__name__}, which gives no face embeddings: choose a backbone of ours"
         )
-    return model.requires_grad_(False)
+    return model
 
 
 def load_backbone(folder: Path) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ffc_ds.data.sampler import most_identities
 from ffc_ds.heads import STATES
 from ffc_ds.heads.class_softmax import SUB_CENTER_BYTES
 from ffc_ds.heads.hard_negatives import hard_negatives_of
@@ -49,31 +50,40 @@ def _class_weights(settings, device):
     several = settings.sub_centers if settings.head != "virtual_fc" else 1
     found = SUB_CENTER_BYTES if several > 1 else 0
     column = rows * (several * cell_bytes(getattr(torch, settings.head_dtype)) + found)
-    workspace, vectors = settings.workspace_mb << 20, several * dim  # numbers of a class
+    workspace, vectors = (settings.workspace_mb << 20) // settings.accumulation, several * dim  # numbers of a class
     width = block_width(column, vectors, workspace // 4, device)
     kept = size * rows * several * columns + width * column <= workspace
     width = min(width, columns)
     states, on_host, half = STATES[settings.class_optimizer], settings.class_memory == "host", size == 2
     # Logits are fp32; half precision multiplies the class rows by a copy of them, which is what is kept.
-    logits = (size * rows * several * columns if kept else 0) + (4 * rows * several * width if half or not kept else 0)
-    logits += found * rows * width
+    logits = settings.accumulation * size * rows * several * columns if kept else 0
+    logits += (4 * rows * several * width if half or not kept else 0) + found * rows * width
     # of a block of class rows, bytes a number: gradient and its product with the rows, then what passes in an update
     block = 8 + (size * (1 + states) if sampled else 0) + (size * states if on_host else 0)
+    block += 4 if settings.accumulation > 1 else 0  # the sum over micro-batches
     updated = BFLOAT16_UPDATE[settings.class_optimizer] if half else 0
     passing = max(updated * vectors, 2 * rows * several if half else 0)
-    drawn = 4 * 8 * columns if sampled else 0  # row numbers, while they are drawn
-    refused = settings.head == "virtual_fc" and classes < min(rows, settings.identities)
+    drawn = 8 * (3 + settings.accumulation) * columns if sampled else 0  # row numbers, while the last ones are drawn
+    shown = min(most_identities(rows, settings.images_per_identity), settings.identities)
+    refused = settings.head == "virtual_fc" and classes < shown
     return HeadCost(
         state=size * own * vectors,
         optimizer=0 if on_host else size * states * own * vectors,
         workspace=logits + width * (block * vectors + passing) + drawn,
         # in fp32: features of all ranks, two factors and two gradients of theirs; three more are of this rank's rows
-        features=(5 + 3 / settings.gpus) * 4 * rows * dim,
+        features=(5 + 3 / settings.gpus) * 4 * rows * dim + _of_earlier(settings),
         flops=(6 if kept else 8) * rows * columns * vectors,
         sent=_gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + _reduced(settings, 12 * rows),
         host=size * states * own * vectors if on_host else 0,
-        refusal=f"{classes:,} anchors for a batch of {rows:,} images" if refused else None,
+        refusal=f"{classes:,} anchors for a batch of {shown:,} identities" if refused else None,
     )
+
+
+def _of_earlier(settings, gallery=False):
+    """What earlier micro-batches keep for the update: features, a factor and a gradient of all ranks and the centers
+    that are here, fp32, and the gallery's features."""
+    numbers = 3 + 1 / settings.gpus + gallery
+    return (settings.accumulation - 1) * numbers * 4 * settings.rows * settings.embedding_size
 
 
 def _ffc(settings, device):
@@ -86,13 +96,16 @@ def _drawn_pool(settings, device):
     own, gallery = -(-int(settings.identities) // settings.gpus), settings.gallery_momentum > 0
     columns = min(math.ceil(settings.slots / settings.gpus), own) + settings.batch_size
     column = rows * cell_bytes(getattr(torch, settings.head_dtype))
-    width = min(block_width(column, dim, (settings.workspace_mb << 20) // 4, device), columns)
+    width = block_width(column, dim, (settings.workspace_mb << 20) // settings.accumulation // 4, device)
+    width = min(width, columns)
     passing = max(32 * columns, 8 * columns + 2 * rows * width * (size == 2))  # row numbers are drawn, or multiplied
+    passing += 8 * (settings.accumulation - 1) * columns
     return HeadCost(
         state=size * own * dim,
         workspace=width * (4 * rows + size * dim) + passing,
         # as of class weights, and the gallery's features of all ranks and of this one
-        features=(5 + 3 / settings.gpus + (1 + 1 / settings.gpus) * gallery) * 4 * rows * dim,
+        features=(5 + 3 / settings.gpus + (1 + 1 / settings.gpus) * gallery) * 4 * rows * dim
+        + _of_earlier(settings, gallery),
         flops=4 * rows * columns * dim,
         sent=(1 + gallery) * _gathered(settings, 4 * rows * dim)
         + _reduced(settings, 4 * rows * dim)
@@ -116,7 +129,8 @@ def _lru_pool(settings, device):
     return HeadCost(
         state=size * matrices * own * dim,
         workspace=4 * rows * width,
-        features=9 * 4 * rows * dim + passing,
+        # and what earlier micro-batches wrote over
+        features=9 * 4 * rows * dim + passing + (settings.accumulation - 1) * size * rows * dim / settings.gpus,
         flops=2 * (4 * rows - 2 * fresh) * own * dim,  # fresh rows take no softmax
         sent=2 * (2 * _gathered(settings, 4 * rows * dim) + _reduced(settings, 4 * rows * dim) + vectors),
         host=index_bytes(slots),

@@ -7,6 +7,7 @@ from ffc_ds.config.settings import Config
 from ffc_ds.errors import UserError
 
 ELSEWHERE = ("cpu", "nvme")  # devices of DeepSpeed's offload
+OF_VIRTUAL_FC = ("auto", "id")  # loaders that have several images of each identity with it, which alone asks
 REDUCE_BUCKET = 5e8  # DeepSpeed's own reduce_bucket_size
 
 
@@ -32,6 +33,7 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
         "image_size": model.image_size,
         "embedding_size": model.embedding_size,
         "batch_size": share,
+        "accumulation": config.train.accumulation,
         "zero": zero.get("stage", 0),
         "dtype": next(half, "fp32"),
         "bucket_size": zero.get("reduce_bucket_size", REDUCE_BUCKET),
@@ -44,6 +46,7 @@ def settings_of_run(config: Config, gpus: int) -> dict[str, Any]:
         "class_memory": class_optim.memory,
         "sample_rate": head.sample_rate,
         "group_identities": head.group_identities,
+        "images_per_identity": config.data.images_per_identity if config.data.loader in OF_VIRTUAL_FC else 1,
         "sub_centers": head.sub_centers,
         "gallery_momentum": head.gallery_momentum,
         "pool": head.pool,

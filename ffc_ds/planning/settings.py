@@ -39,7 +39,9 @@ class PlanSettings:
     embedding_size: int = 512
     """model.embedding_size."""
     batch_size: int = 128
-    """Images per GPU and step, of both views together: data.batch_size divided by the GPUs."""
+    """Images per GPU at once, of both views together: data.batch_size divided by the GPUs and train.accumulation."""
+    accumulation: int = 1
+    """train.accumulation."""
     zero: Literal[0, 1, 2, 3] = 2
     """ZeRO stage."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -66,6 +68,8 @@ class PlanSettings:
     """head.sample_rate."""
     group_identities: int = 100
     """head.group_identities."""
+    images_per_identity: int = 2
+    """data.images_per_identity, or 1 with another data.loader than id."""
     gallery_momentum: float = 0.0
     """head.gallery_momentum; above 0 there is a second net."""
     pool: Literal["drawn", "lru"] = "drawn"
@@ -85,7 +89,7 @@ class PlanSettings:
 
     @property
     def rows(self) -> int:
-        """Images of one step on all GPUs."""
+        """Images of a micro-batch on all GPUs."""
         return self.batch_size * self.gpus
 
     @property

@@ -47,11 +47,6 @@ class PoolIndex:
         self._table = SlotTable(self.identity)
         self._undo = []
 
-    @property
-    def nbytes(self) -> int:
-        arrays = (self.identity, self.position, self.written, self.touched, self._stamp, self._log)
-        return sum(array.nbytes for array in arrays) + self._table.nbytes
-
     def find(self, identities: np.ndarray) -> np.ndarray:
         """Slot of each identity, -1 where it is not pooled; the LRU order stays as it is."""
         return self._table.find(identities)

@@ -19,10 +19,6 @@ class SlotTable:
         self._filled = 0  # buckets that are not EMPTY
         self._undo = []
 
-    @property
-    def nbytes(self) -> int:
-        return self._table.nbytes
-
     def find(self, identities: np.ndarray) -> np.ndarray:
         """Slot of each identity, int64 [n] -> int64 [n]; -1 where the identity is absent."""
         return self._probe(identities)[0]

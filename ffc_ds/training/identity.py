@@ -5,7 +5,7 @@ from dataclasses import asdict
 from ffc_ds.config.heads import ANY, LEARNT, ONLY_FOR
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
-from ffc_ds.models.hub_source import PREFIX
+from ffc_ds.models.hub_source import PREFIX, encoder_digest
 from ffc_ds.training.engine import Engine
 
 DRAWN = ("min_images", "batch_size", "id_share", "images_per_identity")
@@ -23,7 +23,7 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
     if not config.model.freeze:
         del model["model.freeze"]  # as in checkpoints from before there was such a thing
     if config.model.name.startswith(PREFIX):  # where it lies does not count
-        model["model.name"] = f"{PREFIX} {engine.module.config.digest()}"
+        model["model.name"] = f"{PREFIX} {encoder_digest(engine.module.config)}"
     read = {key: value for key, value in asdict(config.head).items() if config.head.name in ONLY_FOR.get(key, ANY)}
     head = {f"head.{key}": value for key, value in read.items() if key not in ("workspace_mb", *BEGINNING)}
     data = {f"data.{key}": getattr(config.data, key) for key in DRAWN + AUGMENTED} | {"data.loader": config.loader}

@@ -16,7 +16,7 @@ from ffc_ds.distributed import broadcast_object, check_same, first_rank_first, r
 from ffc_ds.errors import UserError, shared
 from ffc_ds.models.batch_norm import BatchNorm1d, BatchNorm2d
 from ffc_ds.models.hub_encoder import HubEncoder
-from ffc_ds.models.hub_source import PREFIX, hub_weights
+from ffc_ds.models.hub_source import PREFIX, encoder_digest, hub_weights
 from ffc_ds.models.insightface_weights import UNUSED, load_insightface
 from ffc_ds.models.opening import FILES, load_backbone
 from ffc_ds.models.places import backbone_folder, find_folder
@@ -40,7 +40,7 @@ def start_from_weights(config: Config, net: nn.Module, start: Path | None) -> li
     name, factor = config.model.weights, config.optim.backbone_lr_factor
     initialise = config.model.weights_missing == "initialise"
     if isinstance(net, HubEncoder):
-        check_same({"the digest of the encoder": net.config.digest()}, "give all hosts the same files")
+        check_same({"the digest of the encoder": encoder_digest(net.config)}, "give all hosts the same files")
     if start is not None:
         taken = together(lambda: checkpoint.names_from_weights(start))
     elif name is not None:

@@ -31,7 +31,7 @@ CODE = {"iresnet18": "iresnet.py", "mobilefacenet": "mobilefacenet.py", "vit": "
 
 STRANGER = """
 import sys
-sys.modules["ffc_ds"] = None
+sys.modules["ffc_ds"] = sys.modules["xxhash"] = None  # there is only transformers
 import numpy as np
 images = list(np.load("images.npy"))
 for name in sys.argv[2:]:

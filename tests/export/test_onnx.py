@@ -10,6 +10,7 @@ import torch
 from ffc_ds.errors import UserError
 from ffc_ds.export.onnx import export_onnx
 from tests.export.finished_run import SMALL, finished_run
+from tests.hub_models import hub_model
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install ffc_ds[export]")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install ffc_ds[export]")
@@ -92,3 +93,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"onnxscript.*pip install ffc_ds\[export\]"):
         export_onnx(tmp_path / "run", tmp_path / "other.onnx")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a ViTModel, which gives no face embeddings"):
+        export_onnx(hub_model(tmp_path / "vit", "vit"), tmp_path / "net.onnx")
+    assert os.listdir(tmp_path) == ["vit"]

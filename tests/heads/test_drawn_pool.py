@@ -64,7 +64,8 @@ def by_definition(accumulation, of_probe=False):
         if step != REFUSED:
             for identity in np.unique(labels):
                 newest = F.normalize(writes.double(), dim=2)[torch.from_numpy(labels == identity)]
-                average = MOMENTUM * centers[identity] + (1 - MOMENTUM) * F.normalize(newest.sum(0), dim=0)
+                momentum = MOMENTUM * (centers[identity].norm() > 0.5)  # others have no feature yet
+                average = momentum * centers[identity] + (1 - momentum) * F.normalize(newest.sum(0), dim=0)
                 centers[identity] = F.normalize(average, dim=0)
     return losses, grads, centers
 
@@ -139,10 +140,11 @@ def test_in_the_first_epoch_a_center_averages_what_was_shown_so_far():
         torch.testing.assert_close(head._momenta(rows, centers), torch.full((2, 1), momentum))
 
 
-def test_a_center_that_nobody_has_seen_begins_with_its_first_feature():
-    config = HeadConfig(pool_size=SHARE, center_momentum="auto")
-    head = DrawnPool(config, IDENTITIES, DIM, CPU, images=np.full(IDENTITIES, 50))
-    features = torch.randn(2, 3, DIM, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize(("momentum", "dim"), [("auto", DIM), (0.9, DIM), (0.9, 512), ("auto", 3000)])
+def test_a_center_that_nobody_has_seen_begins_with_its_first_feature(momentum, dim):
+    config = HeadConfig(pool_size=SHARE, center_momentum=momentum)
+    head = DrawnPool(config, IDENTITIES, dim, CPU, images=np.full(IDENTITIES, 50))
+    features = torch.randn(2, 3, dim, generator=torch.Generator().manual_seed(2))
     head.loss(features, np.arange(6).reshape(2, 3))
     head.step(True, 0.1)
     torch.testing.assert_close(head.weights[:6], F.normalize(features.flatten(0, 1), dim=1))
@@ -162,3 +164,25 @@ def test_a_bf16_center_follows_a_long_average():
     for _ in range(100):
         expected = F.normalize(399 * expected + 2 * newest, dim=0)
     assert F.cosine_similarity(head.weights[4].float(), expected, dim=0) > 0.999
+
+
+def test_a_gallery_feature_that_is_not_finite_shows_in_loss_and_gradient():
+    """Nothing else of the step depends on it, and the center would be lost."""
+    head = head_of()
+    probe, gallery, labels = next(iter(batches()))
+    gallery[1, 3, 0] = torch.inf
+    probe.requires_grad_()
+    loss, _ = head.loss(probe, labels, gallery)
+    loss.backward()
+    assert not loss.isfinite() and not probe.grad.isfinite().any()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_center_is_not_begun_with_what_is_not_finite(broken):
+    head, other = head_of(), head_of()
+    before, (identities, features) = head.weights.clone(), filling()
+    kept = np.arange(len(identities)) != 7
+    other.prefill(identities[kept], features[kept])
+    features[7, 2] = broken
+    head.prefill(identities, features)
+    assert torch.equal(head.weights, other.weights) and torch.equal(head.weights[identities[7]], before[identities[7]])

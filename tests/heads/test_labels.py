@@ -37,3 +37,18 @@ def test_labels_are_whole_numbers_of_all_rows(name):
             head.loss(probe, labels)
         assert message in str(caught.value)
     assert head.loss(probe, right)[0].isfinite()
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "uint64"])
+@pytest.mark.parametrize("name", HEADS)
+def test_labels_are_whole_numbers_of_any_type(name, kind):
+    probe, labels, found = torch.randn(2, ROWS, 8), np.arange(2 * ROWS).reshape(2, ROWS), []
+    for each in (labels, labels.astype(kind)):
+        head = build(name.partition(",")[0], PEOPLE, 8, ROWS, **HEADS[name])
+        found.append(head.loss(probe.requires_grad_(), each)[0])
+        head.step(True, 0.1)
+    assert found[0] == found[1]
+    if kind == "uint64":
+        labels = labels.astype(kind) + np.uint64(2**63)
+        with pytest.raises(UserError, match="to 9223372036854775815; identities are numbered from 0 to"):
+            head.loss(probe, labels)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertModel, LevitConfig, Swinv2Config, ViTMAEConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.vit.modeling_vit import ViTForImageClassification
 
 from ffc_ds.config.settings import parse_config
@@ -36,6 +37,7 @@ POOLED = {
     "resnet": "spatial",
     "siglip": "mean",
 }
+HALF = [0.5, 0.5, 0.5]
 UNUSED = {"vit": {"pooler"}, "dinov2": {"embeddings"}, "siglip": {"head"}}
 
 
@@ -81,6 +83,30 @@ def test_it_is_planned(tmp_path, family):
     plan = count_backbone(PlanSettings(1e3, 1e4, 1, batch_size=4, zero=2, **settings))
     assert plan.parameters == sum(p.numel() for p in build_backbone(settings["backbone"], 32, 16).parameters())
     assert plan.flops > 0 and plan.kept[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"image_processor_type": "BitImageProcessor"}, (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)),
+        ({"image_processor_type": "BitImageProcessorFast", "image_std": STD}, (OPENAI_CLIP_MEAN, STD)),
+        ({"feature_extractor_type": "PerceiverFeatureExtractor"}, (MEAN, STD)),
+        ({"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": False}, ([0.0] * 3, [1.0] * 3)),
+        ({"image_processor_type": "MyImageProcessor", "auto_map": {"AutoImageProcessor": "a.b"}}, (HALF, HALF)),
+        ({"image_processor_type": "MobileViTImageProcessor"}, "do_flip_channel_order"),
+        ({"image_processor_type": "EfficientNetImageProcessor"}, "include_top"),
+        ({"rescale_offset": True}, "rescale_offset"),
+        ({"rescale_factor": 1 / 127.5}, "rescales by 0.0078"),
+        ({"do_rescale": False}, "rescales by 1,"),
+    ],
+)
+def test_what_the_processor_of_a_file_does(tmp_path, processor, expected):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            normalisation(tmp_path)
+    else:
+        assert normalisation(tmp_path) == expected
 
 
 def test_another_size_and_a_head_for_something_else(tmp_path):

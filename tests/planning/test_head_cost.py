@@ -34,6 +34,16 @@ CASES = {
     "ffc, gallery": {"head": "ffc", "identities": 200_000, "pool_size": 0.5, "gallery_momentum": 0.99},
     "ffc, bfloat16": {"head": "ffc", "identities": 200_000, "pool_size": 0.5, "head_dtype": "bfloat16"},
     "ffc, lru": LRU,
+    "full_fc, four micro-batches": {"accumulation": 4, "identities": 10_000, "workspace_mb": 8},
+    "full_fc, logits kept, four micro-batches": {"accumulation": 4, "identities": 5_000, "workspace_mb": 256},
+    "ffc, gallery, four micro-batches": {
+        "head": "ffc",
+        "identities": 1e5,
+        "pool_size": 0.5,
+        "gallery_momentum": 0.99,
+        "accumulation": 4,
+    },
+    "ffc, lru, four micro-batches": LRU | {"accumulation": 4},
     "ffc, lru, one feature": LRU | {"group_size": 1},
     "ffc, lru, bfloat16": LRU | {"head_dtype": "bfloat16"},
     "ffc, lru, all pooled": LRU | {"pool_size": 20_000},
@@ -59,7 +69,7 @@ def build(settings, device=CPU):
         hide_unfilled=False,
     )
     optim = ClassOptimConfig(settings.class_optimizer)
-    batches = MicroBatches(settings.rows // 2, settings.rows)
+    batches = MicroBatches(settings.rows // 2, settings.rows, settings.accumulation)
     return build_head(config, optim, int(settings.identities), settings.embedding_size, batches, device, 0)
 
 
@@ -73,16 +83,20 @@ def batch(settings, seed=0):
     return probe.requires_grad_(), labels, gallery
 
 
-def step(head, probe, labels, gallery):
-    loss, _ = head.loss(probe, labels, gallery if head.wants_gallery and head.config.gallery_momentum else None)
-    loss.backward()
+def step(head, *micro_batches):
+    for probe, labels, gallery in micro_batches:
+        loss, _ = head.loss(probe, labels, gallery if head.wants_gallery and head.config.gallery_momentum else None)
+        loss.backward()
+        if len(micro_batches) > 1:
+            probe.grad = None  # the backbone takes it up
     head.step(True, 0.1)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_memory_and_products(case):
     settings = replace(BASE, **CASES[case])
-    cost, batches = head_cost(settings, CPU), [batch(settings, seed) for seed in range(2)]
+    cost, count = head_cost(settings, CPU), settings.accumulation
+    batches = [[batch(settings, count * seed + number) for number in range(count)] for seed in range(2)]
     with LiveBytes() as memory:
         head = build(settings)
         state = memory.peak = memory.now
@@ -92,12 +106,14 @@ def test_memory_and_products(case):
         step(head, *batches[0])
     assert state == cost.state + cost.optimizer
     assert memory.peak - state == pytest.approx(cost.workspace + cost.features, rel=0.1)
-    assert products.get_total_flops() == pytest.approx(cost.flops, rel=0.1)
+    assert products.get_total_flops() == pytest.approx(count * cost.flops, rel=0.1)
 
 
 @pytest.mark.parametrize("slots", [1, 5, 1000, 65_536, 65_537])
 def test_index(slots):
-    assert index_bytes(slots) == PoolIndex(slots, 3).nbytes
+    index = PoolIndex(slots, 3)
+    arrays = [value for value in vars(index).values() if isinstance(value, np.ndarray)]
+    assert index_bytes(slots) == sum(array.nbytes for array in arrays) + index._table._table.nbytes
 
 
 def sent_by_a_rank(cases):
@@ -120,9 +136,9 @@ def sent_by_a_rank(cases):
     for case in cases:
         settings = replace(BASE, gpus=world_size(), **CASES[case])
         head = build(settings)
-        step(head, *batch(settings))
+        step(head, batch(settings))
         sent.clear()
-        step(head, *batch(settings, 1))
+        step(head, batch(settings, 1))
         totals.append(sum(sent))
     return totals
 
@@ -139,5 +155,5 @@ def test_metric_memory():
     settings = replace(BASE, head="metric", identities=100)
     cost, head, inputs = head_cost(settings, CPU), build(settings), batch(settings)
     with LiveBytes() as memory:
-        step(head, *inputs)
+        step(head, inputs)
     assert memory.peak == pytest.approx(cost.workspace + cost.features, rel=0.1)

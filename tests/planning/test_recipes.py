@@ -52,8 +52,8 @@ def test_a_run_is_planned_from_its_own_settings(tmp_path):
     expected = PlanSettings(
         *(1e5, 1e6, 4),
         **{"head": "ffc", "backbone": "vit", "image_size": 32, "embedding_size": 64, "overrides": {"hidden_size": 64}},
-        **{"batch_size": 16, "zero": 3, "dtype": "fp32", "bucket_size": 50_000_000, "average": 0.99, "workers": 3},
-        **{"head_dtype": "bfloat16", "pool": "lru", "class_optimizer": "adamw", "class_memory": "host"},
+        **{"batch_size": 16, "accumulation": 2, "zero": 3, "dtype": "fp32", "bucket_size": 50_000_000, "average": 0.99},
+        **{"head_dtype": "bfloat16", "pool": "lru", "class_optimizer": "adamw", "class_memory": "host", "workers": 3},
     )
     assert found == expected
     assert parse_settings([*arguments, "--head", "metric", "--batch-size", "2", "--zero=1"]) == replace(

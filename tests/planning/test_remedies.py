@@ -3,9 +3,18 @@
 import re
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
+from ffc_ds.config.settings import parse_config
+from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.sampler import Sampler
+from ffc_ds.errors import UserError
+from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.planning.backbone import Backbone
+from ffc_ds.planning.of_run import settings_of_run
 from ffc_ds.planning.plan import make_plan, remedies
 from ffc_ds.planning.settings import PlanSettings
 
@@ -66,6 +75,26 @@ def test_anchors_fewer_than_a_batch_are_refused():
     settings = replace(LARGE, head="virtual_fc", identities=50_000)
     group = advised(settings, r"head.group_identities (\d+)")
     assert fits(settings, group_identities=group) and not fits(settings, group_identities=group + 1)
+
+
+@pytest.mark.parametrize(("loader", "images_each"), [("auto", 2), ("id", 8), ("instance", 4), ("dual", 4)])
+def test_anchors_are_refused_as_in_a_run(loader, images_each):
+    """For batches of 128 images: so many identities as a sampler shows at most fit, one more does not."""
+    options = {"data.loader": loader, "data.images_per_identity": images_each, "head.group_identities": 100}
+    options |= {"head.name": "virtual_fc", "data.batch_size": 128, "deepspeed": "ds_configs/zero2.json"}
+    config = parse_config([text for key, value in options.items() for text in (f"--{key}", str(value))])
+    index = IdentityIndex(np.arange(20001), np.arange(20000), pa.array(map(str, range(20000))))
+    sampler = Sampler(index, 128, config.loader, images_per_identity=images_each)
+    batches = MicroBatches(64, sampler.most_identities(64))
+    for anchors in (batches.identities, batches.identities - 1):
+        plan = make_plan(PlanSettings(100 * anchors, 1e6, 1, **settings_of_run(config, 1)), NET)
+        sizes = 100 * anchors, 4, batches, torch.device("cpu"), 0
+        if anchors < batches.identities:
+            assert f"{anchors} anchors for a batch of {batches.identities} identities" in plan.refusal
+            with pytest.raises(UserError, match=f"have {anchors} anchors"):
+                build_head(config.head, config.class_optim, *sizes)
+        else:
+            assert plan.refusal is None and build_head(config.head, config.class_optim, *sizes).classes == anchors
 
 
 def test_speed():
