@@ -44,6 +44,7 @@ def test_one_head_at_a_measured_rate():
         (["--gpus", "0"], "--gpus is 0"),
         (["--gpus", "few"], "gpus"),
         (["--batch-size", "33"], "must be even"),
+        (["--zero", "0"], "--dtype bf16 wants --zero 1 or more"),
         (["--backbone", "resnet50"], "iresnet50"),
         (["--head", "fcc"], "fcc"),
         (["--gpu-memry", "80"], "--gpu-memry"),
