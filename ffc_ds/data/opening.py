@@ -130,6 +130,8 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     if not _holds_tables(folder):
         return FaceSet(name, open_image_folder(folder), columns)
     builder = datasets.load_dataset_builder(str(folder), config)
+    if builder.name == "imagefolder":  # which would call people by their last folder
+        return FaceSet(name, open_image_folder(folder), columns)
     files = {str(split): sorted(map(str, paths)) for split, paths in builder.config.data_files.items()}
     named = _below(folder, [Path(path) for paths in files.values() for path in paths])
     if builder.name == "parquet":

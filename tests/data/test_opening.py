@@ -132,6 +132,16 @@ def test_a_table_among_somebodys_images_does_not_make_data_files_of_them(tmp_pat
     assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS)) == ["ann", "bob"]
 
 
+def test_a_table_beside_peoples_folders_does_not_change_who_they_are(tmp_path):
+    folder = tmp_path / "faces"
+    for place in ("ann/2019", "ann/2020", "bob/2019", "bob/2020"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "1.png").write_bytes(png(1))
+    (folder / "features").mkdir()
+    table([1, 2]).to_parquet(folder / "features" / "embedded.parquet")
+    assert all_labels(load_faces(str(folder), "train", *COLUMNS)) == ["ann", "ann", "bob", "bob"]
+
+
 def test_parts_of_splits_and_several(parquet):
     def labels(split):
         return all_labels(load_faces(parquet, split, *COLUMNS))
