@@ -43,7 +43,8 @@ class Faces:
         # Taking bytes from this, still memory-mapped, needs a quarter of the time of `dataset[rows]`.
         self._encoded, self._paths = (pc.struct_field(self._images, part) for part in ("bytes", "path"))
         self._labels, feature = self.dataset.data.column(label_column), dataset.features[label_column]
-        self._class_names = pa.array(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        names = class_names(feature)
+        self._class_names = None if names is None else pa.array(names, pa.string())
         selected = self.dataset._indices  # rows of a dataset that was selected from or shuffled
         self._places = None if selected is None else selected.column(0)
 
@@ -131,6 +132,11 @@ class Faces:
         except OSError as error:
             kind = FailingDisk if is_failing(error) else CorruptImage
             return kind(f"{image['path']} cannot be read ({error.strerror or error})")
+
+
+def class_names(feature: object) -> list[str] | None:
+    """The names of the classes that the integers of a column stand for, if they stand for any."""
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def check_choice(wanted: str, available: Collection[str], complaint: str) -> None:

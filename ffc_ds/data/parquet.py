@@ -13,6 +13,7 @@ from datasets.table import table_cast
 
 from ffc_ds.data.content import Extents, content_fingerprint
 from ffc_ds.data.copies import open_copy
+from ffc_ds.data.faces import class_names
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
 
@@ -65,7 +66,9 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
                     f"{without} lacks the column {column!r}, which {other} has, and holds "
                     f"{', '.join(_schema(without).names)}: make the files alike, or take the odd ones away"
                 )
-    features = features or datasets.Features.from_arrow_schema(first)
+    if features is None:
+        _check_classes(files, schemas, columns[1])
+        features = datasets.Features.from_arrow_schema(first)
     chosen = datasets.Features({name: features[name] for name in first.names if name in columns and name in features})
     for column in chosen:
         types = {schema.field(column).type for schema in schemas}
@@ -73,6 +76,22 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
             chosen[column] = datasets.Value("int64")
     # Without a column that is asked for, all are kept, so that the message about it can name them.
     return chosen.arrow_schema if len(chosen) == len(set(columns)) else features.arrow_schema
+
+
+def _check_classes(files: Sequence[str], schemas: Sequence[pa.Schema], column: str) -> None:
+    """Raise UserError where files number their classes differently: one number would be several people."""
+    kinds = {}  # what thousands of files say alike is parsed once
+    for file, schema in zip(files, schemas, strict=True):
+        kinds.setdefault((schema.metadata or {}).get(b"huggingface"), (file, schema))
+    first, *others = (
+        (file, class_names(datasets.Features.from_arrow_schema(schema).get(column))) for file, schema in kinds.values()
+    )
+    for file, names in others:
+        if names != first[1]:
+            raise UserError(
+                f"{first[0]} and {file} do not have the same classes in the column {column!r}: write the labels of all "
+                "files anew, by one list of names, or as texts"
+            )
 
 
 def _schema(file: str) -> pa.Schema:

@@ -96,6 +96,19 @@ def test_integers_of_several_widths_are_labels_all_the_same(folder):
     assert all_labels(opened(folder)) == [1, 2, 2**40]
 
 
+@pytest.mark.parametrize("others", [datasets.ClassLabel(names=["bob", "ann"]), datasets.Value("int64")])
+def test_files_that_number_their_people_differently_are_refused(folder, others):
+    ann_first = datasets.ClassLabel(names=["ann", "bob"])
+    for number, kind in enumerate((ann_first, ann_first, others)):
+        features = datasets.Features(image=datasets.Image(), label=kind)
+        rows = {"image": [{"bytes": b"x", "path": None}], "label": [0]}
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"train-{number}.parquet")
+    with pytest.raises(UserError, match=r"train-0.parquet and .*train-2.parquet do not have the same classes"):
+        opened(folder)
+    (folder / "train-2.parquet").unlink()
+    assert all_labels(opened(folder)) == ["ann", "ann"]
+
+
 def test_two_columns_of_one_name_are_refused(folder):
     columns = [pa.array([b"x"]), pa.array([1]), pa.array([2])]
     pq.write_table(pa.table(columns, ["image", "label", "label"]), folder / "train.parquet")
