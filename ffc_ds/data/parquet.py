@@ -20,6 +20,7 @@ from ffc_ds.progress import progress
 # Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
 PART_BYTES = 1 << 27
 PART_ROWS = 1 << 16
+READ_BYTES = 1 << 20  # of a column at once
 
 
 def open_parquet(
@@ -146,7 +147,7 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
     place.parent.mkdir(parents=True, exist_ok=True)
     aside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)  # else whole row groups stay in memory
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for part in _parts(parquet, schema.names):
                 writer.write_table(table_cast(part, schema).combine_chunks())

@@ -65,6 +65,26 @@ def test_large_parts_become_few_record_batches(folder, tmp_path):
         assert len(list(pa.ipc.open_stream(file))) == 1  # of 334 row groups
 
 
+@pytest.mark.parametrize("row_group", [512, 5120])
+def test_a_file_is_never_in_memory_as_a_whole(folder, monkeypatch, row_group):
+    images = [{"bytes": random.Random(each).randbytes(6000), "path": None} for each in range(5120)]
+    source = folder / "train.parquet"
+    table = pa.table({"image": images, "label": range(5120)})
+    pq.write_table(table, source, row_group_size=row_group, compression="none", data_page_size=1 << 18)
+    schema, size, held, cast = table.schema, table.nbytes, [], parquet.table_cast
+    del table
+    before = pa.total_allocated_bytes()
+
+    def noted(part, schema):
+        held.append(pa.total_allocated_bytes() - before)
+        return cast(part, schema)
+
+    monkeypatch.setattr(parquet, "table_cast", noted)
+    monkeypatch.setattr(parquet, "PART_BYTES", 1)
+    parquet.convert(str(source), schema, folder / "copy.arrow")
+    assert len(held) == 5 and max(held) < size
+
+
 def test_a_file_that_lacks_a_column_is_named(folder):
     for number in range(3):
         write(folder / f"train-{number}.parquet", [0])
