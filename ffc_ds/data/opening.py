@@ -1,5 +1,6 @@
 """Open a face dataset by name: on the hub, in a folder of data files or of images, saved to disk, or generated."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +139,8 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
         splits = open_parquet(files, columns, builder.info.features, cache / "arrow")
         return FaceSet(name, splits, columns, content_fingerprint(named, whole=label_extents(columns)))
     content = content_fingerprint(named, whole=everything if builder.name in ("csv", "json") else None)
+    if builder.info.features is not None:  # as README.md says, which is none of the files
+        content = hashlib.blake2b(f"{content} {builder.info.features}".encode(), digest_size=16).hexdigest()
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
     try:

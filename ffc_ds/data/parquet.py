@@ -34,10 +34,7 @@ def open_parquet(
     Raises UserError for a file that cannot be read or has not the columns of the others.
     """
     schemas = {split: _common_schema(paths, columns, features) for split, paths in files.items()}
-    labels = label_extents(columns)
-    converted = {
-        split: [_place(path, schemas[split], labels, cache) for path in paths] for split, paths in files.items()
-    }
+    converted = {split: _places(paths, schemas[split], columns, cache) for split, paths in files.items()}
     missing = {
         place: (path, schemas[split])
         for split, paths in files.items()
@@ -122,9 +119,12 @@ def label_extents(columns: Sequence[str]) -> Extents:
     return extents
 
 
-def _place(file: str, schema: pa.Schema, labels: Extents, cache: Path) -> Path:
-    content = content_fingerprint([(str(schema), Path(file))], whole=labels)
-    return cache / f"{content}.arrow"
+def _places(files: Sequence[str], schema: pa.Schema, columns: Sequence[str], cache: Path) -> list[Path]:
+    """Where the copies of these files are, if they are there."""
+    names = class_names(datasets.Features.from_arrow_schema(schema).get(columns[1]))
+    kind = f"{schema}{names or ''}"  # as text, a schema is cut off somewhere in its names
+    labels = label_extents(columns)
+    return [cache / f"{content_fingerprint([(kind, Path(file))], whole=labels)}.arrow" for file in files]
 
 
 def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ffc_ds.data.decoding import decode
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.opening import load_faces, open_set
 from ffc_ds.data.reading import read_images
@@ -175,6 +177,33 @@ def test_files_saved_to_disk_that_were_replaced_have_another_fingerprint(tmp_pat
         table(labels).save_to_disk(tmp_path / "saved")
         prints.append(load_faces(str(tmp_path / "saved"), "train", *COLUMNS).fingerprint)
     assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "arrow"])
+def test_people_who_are_renamed_in_the_readme_are_called_so_at_once(tmp_path, kind):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    source = datasets.Dataset.from_dict({"image": ["x", "y"], "label": [0, 1]})
+    if kind == "arrow":
+        with pa.ipc.new_stream(folder / "train.arrow", source.data.schema) as writer:
+            writer.write_table(source.data.table)
+    else:
+        getattr(source, f"to_{kind}")(folder / f"train.{kind}")
+    prints = set()
+    for names in ("ann", "bob"), ("ann", "eve"), ("ann", "bob"):
+        labels = "".join(f"            '{number}': {name}\n" for number, name in enumerate(names))
+        image = "  - name: image\n    dtype: binary\n"
+        label = f"  - name: label\n    dtype:\n      class_label:\n        names:\n{labels}"
+        (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{image}{label}---\n")
+        faces = load_faces(str(folder), "train", *COLUMNS)
+        assert all_labels(faces) == list(names)
+        prints.add(faces.fingerprint)
+    assert len(prints) == 2
+
+
+def test_the_fingerprint_of_people_without_class_names_stays_as_it_was():
+    content = Faces(table([1, 2]), "x", *COLUMNS, "content").fingerprint
+    assert content == hashlib.blake2b(b"content label", digest_size=8).hexdigest()
 
 
 def test_configurations(tmp_path):
