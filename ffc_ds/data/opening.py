@@ -14,6 +14,7 @@ import yaml
 from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
+from ffc_ds.data.file_parts import lacking
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.image_folder.kinds import IMAGE_ENDINGS
 from ffc_ds.data.image_folder.table import open_image_folder
@@ -134,6 +135,12 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     if builder.name == "imagefolder":  # which would call people by their last folder
         return FaceSet(name, open_image_folder(folder), columns)
     files = {str(split): sorted(map(str, paths)) for split, paths in builder.config.data_files.items()}
+    for split, paths in files.items():
+        if there := lacking(paths):
+            raise UserError(
+                f"{name} holds {there} of split {split}, by their names: get the others, or rename those that are to "
+                "do alone"
+            )
     named = _below(folder, [Path(path) for paths in files.values() for path in paths])
     if builder.name == "parquet":
         splits = open_parquet(files, columns, builder.info.features, cache / "arrow")

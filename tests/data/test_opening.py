@@ -247,6 +247,19 @@ def test_other_tables_than_parquet(tmp_path):
     assert all_labels(faces) == names and colours(faces, [1, 0]) == [1, 0]
 
 
+@pytest.mark.parametrize("ending", [".parquet", "-0f3a.parquet"])
+def test_files_that_are_not_all_there(tmp_path, ending):
+    folder = tmp_path / "faces"
+    (folder / "train").mkdir(parents=True)
+    for number in range(3):
+        table([number]).to_parquet(folder / "train" / f"a-{number:05d}-of-00003{ending}")
+    table([7]).to_parquet(folder / "train" / "b-00000-of-00001.parquet")  # of another set, and whole
+    assert all_labels(load_faces(str(folder), "train", *COLUMNS)) == [0, 1, 2, 7]
+    (folder / "train" / f"a-00001-of-00003{ending}").unlink()
+    with pytest.raises(UserError, match=r"/faces holds 2 files of 3 of split train, by their names: get the others"):
+        load_faces(str(folder), "train", *COLUMNS)
+
+
 def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
     table([]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="is empty: there is nothing to train on"):
