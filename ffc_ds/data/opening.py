@@ -191,6 +191,12 @@ def _explained(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error.__cause__ or error).split())
     if isinstance(error, SURPRISES):  # these say little more than a name
         reason = f"{type(error).__name__}: {reason}"
+    cache, file = Path(datasets.config.HF_DATASETS_CACHE), getattr(error, "filename", None)
+    if isinstance(file, str) and (Path(file).is_relative_to(cache) or cache.is_relative_to(file)):
+        return UserError(
+            f"dataset {name} cannot be copied to the cache {cache} ({reason}): mend that, or set HF_DATASETS_CACHE to "
+            "another folder"
+        )
     if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
         return UserError(f"dataset {name} has an empty split or file: remove it, or put images in it")
     if "Config name is missing" in reason or "BuilderConfig" in reason:

@@ -156,8 +156,8 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{file} cannot be copied to {place.parent} ({reason}): there must be room, and its columns must be of the "
-            "kinds that the other files have"
+            f"{file} cannot be copied to {place.parent} ({reason}): there must be room (HF_DATASETS_CACHE names "
+            "another folder), and its columns must be of the kinds that the other files have"
         ) from error
     finally:
         aside.unlink(missing_ok=True)

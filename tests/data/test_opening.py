@@ -266,6 +266,19 @@ def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
         load_faces(str(tmp_path), "train", *COLUMNS)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "json"])
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch, kind):
+    (tmp_path / "faces").mkdir()
+    getattr(datasets.Dataset.from_dict({"image": ["x"], "label": [1]}), f"to_{kind}")(tmp_path / f"faces/train.{kind}")
+    (tmp_path / "file").write_bytes(b"")
+    for cache in ("file", "file/cache"):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / cache)
+        with pytest.raises(
+            UserError, match=rf"/faces cannot be copied to the cache {tmp_path}/{cache} .*or set HF_DATA"
+        ):
+            load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
+
+
 def test_generated_identities():
     faces = load_faces("generated:2:16", "test", *COLUMNS)
     assert set(all_labels(faces)) == {0, 1} and decode(faces.encoded(np.array([0]))[0], 16).shape == (16, 16, 3)
