@@ -27,22 +27,27 @@ def embed(
     unit: bool = True,
     progress: Callable = iter,
     max_megapixels: float = MAX_MEGAPIXELS,
+    alone: Callable[[Callable[[], Tensor]], Tensor] = lambda own: own(),
 ) -> Tensor:
     """Features fp32 [n, dim], scaled to length 1 if `unit`, of the images in `rows` (int64 [n]), equal on all ranks.
 
     images: `data.faces.Faces` or anything that reads like it. mirror: see `both_sides`. Every rank runs the same number
     of equal batches (the last ones padded), because the forward of a sharded net is collective, and because a net that
-    normalises by its batch needs a whole one.
+    normalises by its batch needs a whole one. alone: calls what a rank does without the others, before they meet.
     """
     batches = -(-len(rows) // (batch_size * world_size()))
     own = np.resize(rows, (world_size(), batches * batch_size))[rank()]
     encode = both_sides(encode) if mirror else encode
-    found = []
     threads = min(READERS, torch.get_num_threads())
-    for pixels in progress(image_batches(images, own, image_size, batch_size, threads, max_megapixels)):
-        feature = encode(pixels).float()
-        found.append(F.normalize(feature, dim=1) if unit else feature)
-    return all_gather(where_ranks_meet(torch.cat(found))).flatten(0, 1)[: len(rows)]
+
+    def features() -> Tensor:
+        found = []
+        for pixels in progress(image_batches(images, own, image_size, batch_size, threads, max_megapixels)):
+            feature = encode(pixels).float()
+            found.append(F.normalize(feature, dim=1) if unit else feature)
+        return torch.cat(found)
+
+    return all_gather(where_ranks_meet(alone(features))).flatten(0, 1)[: len(rows)]
 
 
 def both_sides(encode: Encode) -> Encode:

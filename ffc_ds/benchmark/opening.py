@@ -18,6 +18,7 @@ from ffc_ds.data.faces import Faces
 from ffc_ds.data.identity_index import index_of
 from ffc_ds.data.opening import load_faces
 from ffc_ds.data.sampler import Sampler
+from ffc_ds.errors import UserError
 
 ABOUT = """**Memory.** Labels alone (image columns without bytes), {per_identity} images an identity in random order:
 the first process builds the index; a second one, as every other rank and later start, opens it and plans {steps} steps
@@ -88,9 +89,14 @@ def _in_child(action, *arguments) -> tuple[float, float]:
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_watched, args=(theirs, action, arguments))
     child.start()
-    found = ours.recv()
-    child.join()
-    return found
+    theirs.close()  # or nobody would notice that the child is gone
+    try:
+        return ours.recv()
+    except EOFError:
+        child.join()
+        raise UserError(f"the process that is measured ended with code {child.exitcode} and no result") from None
+    finally:
+        child.join()
 
 
 def _watched(connection, action, arguments) -> None:

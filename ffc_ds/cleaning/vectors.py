@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ffc_ds.data.file_parts import lacking
 from ffc_ds.data.identity_index import IdentityIndex
 from ffc_ds.distributed import rank, together, world_size
 from ffc_ds.embedding_set.parts import ABOUT
@@ -127,10 +127,9 @@ def _looked_at(folder: Path) -> tuple[list[_File], int, torch.dtype, dict[str, A
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give one that embed.py wrote")
     paths = sorted(folder.glob("*.parquet"))
-    counts = {int(found[1]) for path in paths if (found := re.search(r"-of-(\d+)\.parquet$", path.name))}
-    if not paths or (counts and counts != {len(paths)}):
-        state = f"holds {len(paths)} files of {max(counts)}" if paths else "holds no parquet files"
-        raise UserError(f"{folder} {state}: the same embed.py command as before goes on and finishes it")
+    there = lacking(paths) if paths else "no parquet files"
+    if there:
+        raise UserError(f"{folder} holds {there}: the same embed.py command as before goes on and finishes it")
     files, kinds, start = [], {}, 0
     for path in paths:
         with _reading(path), pq.ParquetFile(path) as file:

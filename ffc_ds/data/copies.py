@@ -14,10 +14,10 @@ from ffc_ds.config.documents import read_json
 from ffc_ds.errors import UserError
 
 
-def open_copy(copy: Path, original: str, rows: int) -> datasets.Dataset:
+def open_copy(copy: Path, original: str, rows: int, split: str | None = None) -> datasets.Dataset:
     """A copy of `original`, which has that many rows, memory-mapped. Raises UserError, see `check_copies`."""
     try:
-        dataset = datasets.Dataset.from_file(str(copy))
+        dataset = datasets.Dataset.from_file(str(copy), split=split and datasets.NamedSplit(split))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(copy, original, error) from error
     if len(dataset) != rows:

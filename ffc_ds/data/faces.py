@@ -25,7 +25,7 @@ class Faces:
     Attributes:
         dataset: the HF dataset, its image column as undecoded {"bytes", "path"}.
         fingerprint: hexadecimal, changes with the data (`content`, by default the dataset's own fingerprint) and with
-            the label column.
+            the label column and the names of its classes.
         name: what to call the dataset in messages.
 
     Raises UserError when a column is missing or of the wrong kind, or the dataset is empty.
@@ -36,14 +36,16 @@ class Faces:
     ):
         self.name, self.label_column = name, label_column
         _check_columns(dataset, name, image_column, label_column)
-        content = dataset._fingerprint if content is None else content
-        self.fingerprint = hashlib.blake2b(f"{content} {label_column}".encode(), digest_size=8).hexdigest()
         self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         self._images = self.dataset.data.column(image_column)
         # Taking bytes from this, still memory-mapped, needs a quarter of the time of `dataset[rows]`.
         self._encoded, self._paths = (pc.struct_field(self._images, part) for part in ("bytes", "path"))
         self._labels, feature = self.dataset.data.column(label_column), dataset.features[label_column]
-        self._class_names = pa.array(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        names = class_names(feature)
+        self._class_names = None if names is None else pa.array(names, pa.string())
+        content = dataset._fingerprint if content is None else content
+        about = f"{content} {label_column}{'' if names is None else f' {names}'}"
+        self.fingerprint = hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
         selected = self.dataset._indices  # rows of a dataset that was selected from or shuffled
         self._places = None if selected is None else selected.column(0)
 
@@ -131,6 +133,11 @@ class Faces:
         except OSError as error:
             kind = FailingDisk if is_failing(error) else CorruptImage
             return kind(f"{image['path']} cannot be read ({error.strerror or error})")
+
+
+def class_names(feature: object) -> list[str] | None:
+    """The names of the classes that the integers of a column stand for, if they stand for any."""
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def check_choice(wanted: str, available: Collection[str], complaint: str) -> None:

@@ -171,7 +171,8 @@ def _groups(parts: Iterator[pa.Array], rows: int) -> Iterator[list[pa.Array]]:
 
 
 def cached(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> IdentityIndex:
-    """What `build` makes, made once and memory-mapped from `folder`. Raises UserError when the files are damaged."""
+    """What `build` makes, made once and memory-mapped from `folder`. Raises UserError when the files are damaged or
+    cannot be written."""
     if not folder.is_dir():
         _write(folder, build)
     try:
@@ -182,10 +183,9 @@ def cached(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> Identity
 
 def _write(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> None:
     """Built in place, aside, and renamed: a folder of that name is always complete, whoever wins the race."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    aside.mkdir()
     try:
+        aside.mkdir(parents=True)
         index = build(partial(_in_file, aside))
         for array in (index.offsets, index.images):
             array.flush()
@@ -193,22 +193,30 @@ def _write(folder: Path, build: Callable[[Allocate], IdentityIndex]) -> None:
         with pa.OSFile(str(aside / "names.arrow"), "wb") as file, pa.ipc.new_file(file, names.schema) as writer:
             writer.write_table(names)
         os.rename(aside, folder)
-    except OSError:
+    except OSError as error:
         # A full folder cannot be renamed over: another process was first, with the same content.
         if not folder.is_dir():
-            raise
+            raise UserError(
+                f"the identity index cannot be written to {folder.parent} ({error.strerror}): there must be room; "
+                "HF_DATASETS_CACHE names another folder"
+            ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _in_file(folder: Path, name: str, length: int) -> np.ndarray:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.int64, shape=(length,))
+    path = folder / f"{name}.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(length,))
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)  # a full disk would kill who writes later
+    return array
 
 
 def index_of(faces, cache_dir: str | os.PathLike) -> IdentityIndex:
     """The index of `Faces`, built once per fingerprint and memory-mapped from `cache_dir`.
 
-    Raises UserError when a label cannot be used, or the cached files are damaged or of another number of images.
+    Raises UserError when a label cannot be used, or the cached files are damaged, of another number of images, or
+    cannot be written.
     """
     folder = Path(cache_dir) / f"identities-{faces.fingerprint}"
     index = cached(folder, lambda allocate: IdentityIndex.build(faces.labels, allocate))

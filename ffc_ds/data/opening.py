@@ -1,5 +1,6 @@
 """Open a face dataset by name: on the hub, in a folder of data files or of images, saved to disk, or generated."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import yaml
 from ffc_ds.data.content import content_fingerprint, everything
 from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
+from ffc_ds.data.file_parts import lacking
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.image_folder.kinds import IMAGE_ENDINGS
 from ffc_ds.data.image_folder.table import open_image_folder
@@ -130,12 +132,22 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     if not _holds_tables(folder):
         return FaceSet(name, open_image_folder(folder), columns)
     builder = datasets.load_dataset_builder(str(folder), config)
+    if builder.name == "imagefolder":  # which would call people by their last folder
+        return FaceSet(name, open_image_folder(folder), columns)
     files = {str(split): sorted(map(str, paths)) for split, paths in builder.config.data_files.items()}
+    for split, paths in files.items():
+        if there := lacking(paths):
+            raise UserError(
+                f"{name} holds {there} of split {split}, by their names: get the others, or rename those that are to "
+                "do alone"
+            )
     named = _below(folder, [Path(path) for paths in files.values() for path in paths])
     if builder.name == "parquet":
         splits = open_parquet(files, columns, builder.info.features, cache / "arrow")
         return FaceSet(name, splits, columns, content_fingerprint(named, whole=label_extents(columns)))
     content = content_fingerprint(named, whole=everything if builder.name in ("csv", "json") else None)
+    if builder.info.features is not None:  # as README.md says, which is none of the files
+        content = hashlib.blake2b(f"{content} {builder.info.features}".encode(), digest_size=16).hexdigest()
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
     try:
@@ -179,6 +191,12 @@ def _explained(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error.__cause__ or error).split())
     if isinstance(error, SURPRISES):  # these say little more than a name
         reason = f"{type(error).__name__}: {reason}"
+    cache, file = Path(datasets.config.HF_DATASETS_CACHE), getattr(error, "filename", None)
+    if isinstance(file, str) and (Path(file).is_relative_to(cache) or cache.is_relative_to(file)):
+        return UserError(
+            f"dataset {name} cannot be copied to the cache {cache} ({reason}): mend that, or set HF_DATASETS_CACHE to "
+            "another folder"
+        )
     if "corresponds to no data" in reason or "BatchSize must be greater than 0" in reason:
         return UserError(f"dataset {name} has an empty split or file: remove it, or put images in it")
     if "Config name is missing" in reason or "BuilderConfig" in reason:

@@ -13,12 +13,14 @@ from datasets.table import table_cast
 
 from ffc_ds.data.content import Extents, content_fingerprint
 from ffc_ds.data.copies import open_copy
+from ffc_ds.data.faces import class_names
 from ffc_ds.errors import UserError
 from ffc_ds.progress import progress
 
 # Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
 PART_BYTES = 1 << 27
 PART_ROWS = 1 << 16
+READ_BYTES = 1 << 20  # of a column at once
 
 
 def open_parquet(
@@ -32,10 +34,7 @@ def open_parquet(
     Raises UserError for a file that cannot be read or has not the columns of the others.
     """
     schemas = {split: _common_schema(paths, columns, features) for split, paths in files.items()}
-    labels = label_extents(columns)
-    converted = {
-        split: [_place(path, schemas[split], labels, cache) for path in paths] for split, paths in files.items()
-    }
+    converted = {split: _places(paths, schemas[split], columns, cache) for split, paths in files.items()}
     missing = {
         place: (path, schemas[split])
         for split, paths in files.items()
@@ -65,7 +64,9 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
                     f"{without} lacks the column {column!r}, which {other} has, and holds "
                     f"{', '.join(_schema(without).names)}: make the files alike, or take the odd ones away"
                 )
-    features = features or datasets.Features.from_arrow_schema(first)
+    if features is None:
+        _check_classes(files, schemas, columns[1])
+        features = datasets.Features.from_arrow_schema(first)
     chosen = datasets.Features({name: features[name] for name in first.names if name in columns and name in features})
     for column in chosen:
         types = {schema.field(column).type for schema in schemas}
@@ -73,6 +74,22 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
             chosen[column] = datasets.Value("int64")
     # Without a column that is asked for, all are kept, so that the message about it can name them.
     return chosen.arrow_schema if len(chosen) == len(set(columns)) else features.arrow_schema
+
+
+def _check_classes(files: Sequence[str], schemas: Sequence[pa.Schema], column: str) -> None:
+    """Raise UserError where files number their classes differently: one number would be several people."""
+    kinds = {}  # what thousands of files say alike is parsed once
+    for file, schema in zip(files, schemas, strict=True):
+        kinds.setdefault((schema.metadata or {}).get(b"huggingface"), (file, schema))
+    first, *others = (
+        (file, class_names(datasets.Features.from_arrow_schema(schema).get(column))) for file, schema in kinds.values()
+    )
+    for file, names in others:
+        if names != first[1]:
+            raise UserError(
+                f"{first[0]} and {file} do not have the same classes in the column {column!r}: write the labels of all "
+                "files anew, by one list of names, or as texts"
+            )
 
 
 def _schema(file: str) -> pa.Schema:
@@ -102,9 +119,12 @@ def label_extents(columns: Sequence[str]) -> Extents:
     return extents
 
 
-def _place(file: str, schema: pa.Schema, labels: Extents, cache: Path) -> Path:
-    content = content_fingerprint([(str(schema), Path(file))], whole=labels)
-    return cache / f"{content}.arrow"
+def _places(files: Sequence[str], schema: pa.Schema, columns: Sequence[str], cache: Path) -> list[Path]:
+    """Where the copies of these files are, if they are there."""
+    names = class_names(datasets.Features.from_arrow_schema(schema).get(columns[1]))
+    kind = f"{schema}{names or ''}"  # as text, a schema is cut off somewhere in its names
+    labels = label_extents(columns)
+    return [cache / f"{content_fingerprint([(kind, Path(file))], whole=labels)}.arrow" for file in files]
 
 
 def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:
@@ -127,7 +147,7 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
     place.parent.mkdir(parents=True, exist_ok=True)
     aside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)  # else whole row groups stay in memory
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for part in _parts(parquet, schema.names):
                 writer.write_table(table_cast(part, schema).combine_chunks())
@@ -136,8 +156,8 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{file} cannot be copied to {place.parent} ({reason}): there must be room, and its columns must be of the "
-            "kinds that the other files have"
+            f"{file} cannot be copied to {place.parent} ({reason}): there must be room (HF_DATASETS_CACHE names "
+            "another folder), and its columns must be of the kinds that the other files have"
         ) from error
     finally:
         aside.unlink(missing_ok=True)

@@ -41,7 +41,8 @@ class OnnxEncoder(Encoder):
         self._path, self._session = path, _session(path, device)
         self.dim = self._dim()
         treatment = {name: value.tolist() for name, value in (("mean", self._mean), ("std", self._std))}
-        files = [(name, path.parent / name) for name in (path.name, *graph.beside)]
+        # Its own name does not count: a copy under another one is the same model.
+        files = [("model.onnx", path), *((name, path.parent / name) for name in graph.beside)]
         treatment |= {"channels": given.channels, "size": self.image_size, "layout": layout}
         self.about = {"weights": content_fingerprint(files, whole=everything), **treatment}
         if rank() == 0:

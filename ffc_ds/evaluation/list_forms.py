@@ -1,6 +1,7 @@
 """Lists of pairs in text files, in every form that the field has them in."""
 
 import csv
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,7 +51,9 @@ def read_list(path: str) -> Listed:
     something else, a line that is in another form, and pairs that are not as many as announced.
     """
     rows = [(number, line) for number, line in enumerate(_lines(path), 1) if line.strip() and line.strip()[0] != "#"]
-    listed, wrong = _parsed(rows)
+    listed, wrong = _parsed(rows[1:] if _names_columns(rows) else rows)
+    if wrong is not None:
+        listed, wrong = _parsed(rows)
     if wrong is None:
         return listed
     counts = _counts(rows[0][1])
@@ -167,6 +170,14 @@ def _counts(line: str) -> list[int]:
 def _is_heading(line: str) -> bool:
     words = re.findall(r"[^\W\d_]+", line.lower())
     return bool(words) and set(COLUMN_NAMES.split()).issuperset(words)
+
+
+def _names_columns(rows: list[Row]) -> bool:
+    """Whether the first line is a heading that reads like a pair too, as image1,image2,same does."""
+    words = set(_words(rows[0][1])) if rows and _is_heading(rows[0][1]) else set()
+    if not words or any(re.search(r"[/\\]|^\d+$", word) for word in words):
+        return False
+    return words.isdisjoint(itertools.chain.from_iterable(_words(line) for _, line in rows[1:]))
 
 
 def _complaint(path: str, rows: list[Row], number: int, line: str) -> str:

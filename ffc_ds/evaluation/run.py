@@ -1,6 +1,7 @@
 """An evaluation from its settings to its folder of results."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -26,15 +27,15 @@ def evaluate(config: EvaluationConfig) -> list[Result]:
     UserError for whatever cannot be used; nothing half-written stays behind.
     """
     device = join_launcher()
-    protocols = together(lambda: _open(config))
-    encoder = first_rank_first(lambda: open_encoder(config.model, config.onnx, device))
-    embedder = Embedder(encoder, config.batch_size, config.flip, True, config.max_megapixels)
-    if rank() != 0:
-        return _results(protocols, embedder)
-    with written_aside(Path(config.output_dir)) as folder:
-        results = _results(protocols, embedder)
-        folder.mkdir()
-        write_results(config, results, folder)
+    with ExitStack() as stack:
+        output = written_aside(Path(config.output_dir))
+        folder = together(lambda: stack.enter_context(output) if rank() == 0 else None)
+        protocols = together(lambda: _open(config))
+        encoder = first_rank_first(lambda: open_encoder(config.model, config.onnx, device))
+        results = _results(protocols, Embedder(encoder, config.batch_size, config.flip, True, config.max_megapixels))
+        if folder is not None:
+            folder.mkdir()
+            write_results(config, results, folder)
     return results
 
 

@@ -1,15 +1,16 @@
 """A model that turns images, and templates of images, into features, on all ranks together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ffc_ds.data.bounds import MAX_MEGAPIXELS, CorruptImage
 from ffc_ds.data.decoding import decode
-from ffc_ds.distributed import rank, world_size
+from ffc_ds.distributed import rank, together, world_size
 from ffc_ds.embedding import embed
 from ffc_ds.encoders.base import Encoder
 from ffc_ds.errors import shared
@@ -50,7 +51,7 @@ class Templates:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model with all that it takes to embed. Every rank calls the same methods in the same order.
+    """A model, whole on each rank, with all that it takes to embed. Ranks call the same methods in the same order.
 
     batch_size: images per rank and forward. flip: add the features of an image and its mirror image, as the field's
     protocols do. progress: show a bar on rank 0. max_megapixels: larger images are refused.
@@ -79,20 +80,19 @@ class Embedder:
 
             for start in range(0, total, CHUNK):
                 rows = np.arange(start, min(start + CHUNK, total))
-                try:
-                    features = embed(
-                        self.encoder,
-                        images,
-                        rows,
-                        self.encoder.image_size,
-                        batch_size,
-                        mirror=self.flip,
-                        unit=unit,
-                        progress=counted,
-                        max_megapixels=self.max_megapixels,
-                    )
-                except CorruptImage as error:
-                    raise self._named(error, images, rows) from None
+                features = embed(
+                    self.encoder,
+                    images,
+                    rows,
+                    self.encoder.image_size,
+                    batch_size,
+                    mirror=self.flip,
+                    unit=unit,
+                    progress=counted,
+                    max_megapixels=self.max_megapixels,
+                    # A damaged image is found by the rank that reads it.
+                    alone=lambda own, rows=rows: together(lambda: self._naming(own, images, rows)),
+                )
                 features = features.cpu().numpy()
                 if not np.isfinite(features).all():
                     raise shared(f"the model's embeddings of {images.name} are not finite: it cannot be evaluated")
@@ -113,11 +113,14 @@ class Embedder:
         """An image to look at, uint8 [size, size, 3]."""
         return decode(images.encoded([row])[0], size, max_megapixels=self.max_megapixels)
 
-    def _named(self, error: CorruptImage, images, rows: np.ndarray) -> CorruptImage:
-        """The error with the path of the damaged image, where it has one."""
-        for row in rows if hasattr(images, "path") else ():
-            try:
-                self.picture(images, row, 8)
-            except CorruptImage as found:
-                return CorruptImage(f"{images.path(row)}: {found}")
-        return error
+    def _naming(self, action: Callable[[], Tensor], images, rows: np.ndarray) -> Tensor:
+        """What the action returns, or its error with the path of the damaged image, where it has one."""
+        try:
+            return action()
+        except CorruptImage:
+            for row in rows if hasattr(images, "path") else ():
+                try:
+                    self.picture(images, row, 8)
+                except CorruptImage as found:
+                    raise CorruptImage(f"{images.path(row)}: {found}") from None
+            raise

@@ -17,16 +17,21 @@ from ffc_ds.evaluation.verification import FOLDS, VerificationResult, verify_pai
 
 
 class EncodedImages:
-    """Encoded images in memory, read as `data.faces.Faces` are."""
+    """Encoded images of a file, in memory, read as `data.faces.Faces` are. items: which of the file's each one is,
+    int64 [images]."""
 
-    def __init__(self, images: list[bytes], name: str):
-        self.images, self.name = images, name
+    def __init__(self, images: list[bytes], name: str, items: np.ndarray):
+        self.images, self.name, self.items = images, name, items
 
     def __len__(self) -> int:
         return len(self.images)
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         return [self.images[row] for row in rows]
+
+    def where(self, row: int) -> str:
+        """What to call an image in messages."""
+        return f"item {self.items[row]} of {self.name}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Pairs:
         check_verifiable(path, same)
         distinct = {}
         places = np.array([distinct.setdefault(image, len(distinct)) for image in images])
-        return cls(EncodedImages(list(distinct), path), path, np.arange(len(distinct)), places[::2], places[1::2], same)
+        rows, items = np.unique(places, return_index=True)
+        return cls(EncodedImages(list(distinct), path, items), path, rows, places[::2], places[1::2], same)
 
     @classmethod
     def from_identities(cls, faces, name: str, index: IdentityIndex, pairs: int, seed: int) -> "Pairs":
@@ -100,10 +106,10 @@ def verify(
             max_megapixels=max_megapixels,
         )
     except CorruptImage as error:
-        raise UserError(
-            f"verification on {pairs.name}: {error}. Take such images out: `prepare_data.py inspect "
-            "--check full` names them"
-        ) from error
+        of_file = isinstance(pairs.images, EncodedImages)
+        remedy = "`prepare_data.py inspect --check full` names such images, take them out"
+        remedy = "get the file again, or write it without that pair" if of_file else remedy
+        raise UserError(f"verification on {pairs.name}: {error}: {remedy}") from error
     module.train(training)
     embeddings = embeddings.cpu().numpy()
     if not np.isfinite(embeddings).all():

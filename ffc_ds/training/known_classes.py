@@ -17,6 +17,7 @@ import torch
 from ffc_ds.config.comparison import check_handing_on
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
+from ffc_ds.data.parquet import READ_BYTES
 from ffc_ds.distributed import all_gather, broadcast_object, rank, shard_bounds, to_device, together, world_size
 from ffc_ds.errors import UserError, shared
 from ffc_ds.heads.base import Head
@@ -135,7 +136,8 @@ def _names(folder: Path, at_once: int) -> Iterator[tuple[int, pa.Array]]:
     """The names of a checkpoint, in parts of so many, each with the number of its first one."""
     first = 0
     try:
-        for batch in pq.ParquetFile(folder / IDENTITIES).iter_batches(at_once, columns=["identity"]):
+        file = pq.ParquetFile(folder / IDENTITIES, pre_buffer=False, buffer_size=READ_BYTES)
+        for batch in file.iter_batches(at_once, columns=["identity"]):
             yield first, batch.column(0)
             first += len(batch)
     except (OSError, pa.ArrowException, IndexError) as error:

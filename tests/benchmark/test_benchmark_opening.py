@@ -1,10 +1,13 @@
 """Opening a dataset: what is measured is the memory of a process and a rate, and lands on a page."""
 
 import json
+import os
 
 import numpy as np
+import pytest
 
 from ffc_ds.benchmark.opening import _in_child, run_opening
+from ffc_ds.errors import UserError
 
 held = []
 
@@ -16,6 +19,11 @@ def hold(mib):
 def test_memory_of_a_process_is_seen():
     small, large = (_in_child(hold, mib)[0] for mib in (10, 60))
     assert 45 < large - small < 55 and small < 15
+
+
+def test_a_process_that_is_killed_is_told():
+    with pytest.raises(UserError, match="ended with code 3 and no result"):
+        _in_child(os._exit, 3)
 
 
 def test_the_page_and_its_numbers(tmp_path):

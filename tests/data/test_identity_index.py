@@ -1,4 +1,6 @@
+import errno
 import multiprocessing
+import os
 import random
 
 import numpy as np
@@ -145,6 +147,28 @@ def test_cache_of_another_dataset_is_refused(tmp_path):
         (tmp_path / "identities-abc" / name).write_bytes(b"")
         with pytest.raises(UserError, match="cannot be read .*delete that folder"):
             index_of(Labelled(range(5)), tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"cannot be written to {tmp_path}/file/cache \(Not a directory\): there must"):
+        index_of(Labelled(range(5)), tmp_path / "file" / "cache")
+
+
+def test_room_for_an_index_is_taken_before_it_is_filled(tmp_path, monkeypatch):
+    array = identity_index._in_file(tmp_path, "images", 1 << 16)
+    taken = (tmp_path / "images.npy").stat()
+    assert 512 * taken.st_blocks >= taken.st_size > array.nbytes
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        UserError, match=r"cannot be written to .*cache \(No space left on device\): there must be room"
+    ):
+        index_of(Labelled(range(5)), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def build_in_a_race(folder, barrier):

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ffc_ds.data.decoding import decode
+from ffc_ds.data.faces import Faces
 from ffc_ds.data.generated import dataset as generated
 from ffc_ds.data.opening import load_faces, open_set
 from ffc_ds.data.reading import read_images
@@ -132,6 +134,16 @@ def test_a_table_among_somebodys_images_does_not_make_data_files_of_them(tmp_pat
     assert all_labels(load_faces(str(tmp_path), "train", *COLUMNS)) == ["ann", "bob"]
 
 
+def test_a_table_beside_peoples_folders_does_not_change_who_they_are(tmp_path):
+    folder = tmp_path / "faces"
+    for place in ("ann/2019", "ann/2020", "bob/2019", "bob/2020"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "1.png").write_bytes(png(1))
+    (folder / "features").mkdir()
+    table([1, 2]).to_parquet(folder / "features" / "embedded.parquet")
+    assert all_labels(load_faces(str(folder), "train", *COLUMNS)) == ["ann", "ann", "bob", "bob"]
+
+
 def test_parts_of_splits_and_several(parquet):
     def labels(split):
         return all_labels(load_faces(parquet, split, *COLUMNS))
@@ -165,6 +177,33 @@ def test_files_saved_to_disk_that_were_replaced_have_another_fingerprint(tmp_pat
         table(labels).save_to_disk(tmp_path / "saved")
         prints.append(load_faces(str(tmp_path / "saved"), "train", *COLUMNS).fingerprint)
     assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "arrow"])
+def test_people_who_are_renamed_in_the_readme_are_called_so_at_once(tmp_path, kind):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    source = datasets.Dataset.from_dict({"image": ["x", "y"], "label": [0, 1]})
+    if kind == "arrow":
+        with pa.ipc.new_stream(folder / "train.arrow", source.data.schema) as writer:
+            writer.write_table(source.data.table)
+    else:
+        getattr(source, f"to_{kind}")(folder / f"train.{kind}")
+    prints = set()
+    for names in ("ann", "bob"), ("ann", "eve"), ("ann", "bob"):
+        labels = "".join(f"            '{number}': {name}\n" for number, name in enumerate(names))
+        image = "  - name: image\n    dtype: binary\n"
+        label = f"  - name: label\n    dtype:\n      class_label:\n        names:\n{labels}"
+        (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{image}{label}---\n")
+        faces = load_faces(str(folder), "train", *COLUMNS)
+        assert all_labels(faces) == list(names)
+        prints.add(faces.fingerprint)
+    assert len(prints) == 2
+
+
+def test_the_fingerprint_of_people_without_class_names_stays_as_it_was():
+    content = Faces(table([1, 2]), "x", *COLUMNS, "content").fingerprint
+    assert content == hashlib.blake2b(b"content label", digest_size=8).hexdigest()
 
 
 def test_configurations(tmp_path):
@@ -208,10 +247,36 @@ def test_other_tables_than_parquet(tmp_path):
     assert all_labels(faces) == names and colours(faces, [1, 0]) == [1, 0]
 
 
+@pytest.mark.parametrize("ending", [".parquet", "-0f3a.parquet"])
+def test_files_that_are_not_all_there(tmp_path, ending):
+    folder = tmp_path / "faces"
+    (folder / "train").mkdir(parents=True)
+    for number in range(3):
+        table([number]).to_parquet(folder / "train" / f"a-{number:05d}-of-00003{ending}")
+    table([7]).to_parquet(folder / "train" / "b-00000-of-00001.parquet")  # of another set, and whole
+    assert all_labels(load_faces(str(folder), "train", *COLUMNS)) == [0, 1, 2, 7]
+    (folder / "train" / f"a-00001-of-00003{ending}").unlink()
+    with pytest.raises(UserError, match=r"/faces holds 2 files of 3 of split train, by their names: get the others"):
+        load_faces(str(folder), "train", *COLUMNS)
+
+
 def test_an_empty_parquet_file_is_an_empty_dataset(tmp_path):
     table([]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="is empty: there is nothing to train on"):
         load_faces(str(tmp_path), "train", *COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json"])
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch, kind):
+    (tmp_path / "faces").mkdir()
+    getattr(datasets.Dataset.from_dict({"image": ["x"], "label": [1]}), f"to_{kind}")(tmp_path / f"faces/train.{kind}")
+    (tmp_path / "file").write_bytes(b"")
+    for cache in ("file", "file/cache"):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / cache)
+        with pytest.raises(
+            UserError, match=rf"/faces cannot be copied to the cache {tmp_path}/{cache} .*or set HF_DATA"
+        ):
+            load_faces(str(tmp_path / "faces"), "train", *COLUMNS)
 
 
 def test_generated_identities():

@@ -65,6 +65,26 @@ def test_large_parts_become_few_record_batches(folder, tmp_path):
         assert len(list(pa.ipc.open_stream(file))) == 1  # of 334 row groups
 
 
+@pytest.mark.parametrize("row_group", [512, 5120])
+def test_a_file_is_never_in_memory_as_a_whole(folder, monkeypatch, row_group):
+    images = [{"bytes": random.Random(each).randbytes(6000), "path": None} for each in range(5120)]
+    source = folder / "train.parquet"
+    table = pa.table({"image": images, "label": range(5120)})
+    pq.write_table(table, source, row_group_size=row_group, compression="none", data_page_size=1 << 18)
+    schema, size, held, cast = table.schema, table.nbytes, [], parquet.table_cast
+    del table
+    before = pa.total_allocated_bytes()
+
+    def noted(part, schema):
+        held.append(pa.total_allocated_bytes() - before)
+        return cast(part, schema)
+
+    monkeypatch.setattr(parquet, "table_cast", noted)
+    monkeypatch.setattr(parquet, "PART_BYTES", 1)
+    parquet.convert(str(source), schema, folder / "copy.arrow")
+    assert len(held) == 5 and max(held) < size
+
+
 def test_a_file_that_lacks_a_column_is_named(folder):
     for number in range(3):
         write(folder / f"train-{number}.parquet", [0])
@@ -94,6 +114,19 @@ def test_integers_of_several_widths_are_labels_all_the_same(folder):
     pq.write_table(table, folder / "train-0.parquet")
     write(folder / "train-1.parquet", [2**40])
     assert all_labels(opened(folder)) == [1, 2, 2**40]
+
+
+@pytest.mark.parametrize("others", [datasets.ClassLabel(names=["bob", "ann"]), datasets.Value("int64")])
+def test_files_that_number_their_people_differently_are_refused(folder, others):
+    ann_first = datasets.ClassLabel(names=["ann", "bob"])
+    for number, kind in enumerate((ann_first, ann_first, others)):
+        features = datasets.Features(image=datasets.Image(), label=kind)
+        rows = {"image": [{"bytes": b"x", "path": None}], "label": [0]}
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"train-{number}.parquet")
+    with pytest.raises(UserError, match=r"train-0.parquet and .*train-2.parquet do not have the same classes"):
+        opened(folder)
+    (folder / "train-2.parquet").unlink()
+    assert all_labels(opened(folder)) == ["ann", "ann"]
 
 
 def test_two_columns_of_one_name_are_refused(folder):

@@ -1,5 +1,7 @@
 """What an encoder says that its embeddings depend on."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -33,4 +35,6 @@ def test_how_an_onnx_file_is_fed_counts(tmp_path, other):
 
     path, given = str(linear_net(tmp_path / "net.onnx", ("N", "a", "b", "c"), values=192)), {"layout": "nchw"}
     one, two = (open_encoder(path, OnnxInput(size=8, **each), CPU).about for each in (given, given | other))
+    shutil.copy(path, tmp_path / "copy.onnx")
+    assert open_encoder(str(tmp_path / "copy.onnx"), OnnxInput(size=8, **given), CPU).about == one
     assert one["size"] == two["size"] == 8 and one["weights"] == two["weights"] and one != two

@@ -55,6 +55,22 @@ def test_names_keep_blanks_and_commas_where_tabs_or_commas_separate(tmp_path):
     assert pairs(written(tmp_path, "a.jpg;b c.png;1\nb c.png;d, e.JPG;0\n")) == [(A, B, True), (B, C, False)]
 
 
+@pytest.mark.parametrize(
+    "heading", ["image1,image2,same", "path_a,path_b,genuine", "id1 id2 match", "same,first,second"]
+)
+def test_names_of_columns_that_read_like_a_pair(tmp_path, heading):
+    line = "1,a.jpg,c.jpg\n0,a.jpg,d.jpg\n" if heading.startswith("same") else "a.jpg,c.jpg,1\na.jpg,d.jpg,0\n"
+    expected = [(A, ("c.jpg",), True), (A, ("d.jpg",), False)]
+    assert pairs(written(tmp_path, f"{heading}\n{line}")) == expected
+
+
+@pytest.mark.parametrize(
+    "lines", ["a b 1\na c 0\n", "a b same\na c same\na d different\n", "id1/image1 id1/image2 same\nid2/1 id3/1 no\n"]
+)
+def test_images_that_are_called_as_columns_are(tmp_path, lines):
+    assert len(pairs(written(tmp_path, lines))) == lines.count("\n")
+
+
 def test_kaggles_csv_as_it_comes(tmp_path):
     text = "name,imagenum1,imagenum2,\nAbel_Pacheco,1,4,\nAbdel_Madi_Shabneh,1,Dean_Barker,1\n"
     assert pairs(written(tmp_path, text)) == [

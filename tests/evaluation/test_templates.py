@@ -10,9 +10,12 @@ from ffc_ds.encoders.net import NetEncoder
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation import templates as module
 from ffc_ds.evaluation.image_files import ImageFiles, images_below
+from ffc_ds.evaluation.run import evaluate
+from ffc_ds.evaluation.settings import parse_settings
 from ffc_ds.evaluation.templates import Embedder, Templates
 from ffc_ds.models.opening import load_model
 from tests.protocol_data import person_folders, tiny_model
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,12 @@ def test_a_template_shows_the_image_that_weighs_most():
     assert (templates.count, templates.first_image(0), templates.first_image(1)) == (2, 2, 1)
 
 
+def refusal(line):
+    with pytest.raises(UserError) as caught:
+        evaluate(parse_settings(line))
+    return caught.value.shared, str(caught.value)
+
+
 def test_a_damaged_or_missing_file_is_named(model_folder, faces, tmp_path):
     copy = shutil.copytree(faces, tmp_path / "faces")
     embedder = Embedder(NetEncoder(load_model(str(model_folder))))
@@ -55,6 +64,12 @@ def test_a_damaged_or_missing_file_is_named(model_folder, faces, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match=r"Person_3_0002.jpg: not a readable image of 50 bytes"):
         list(embedder.chunks(images))
+    for number, existing in enumerate((faces, tmp_path / "out")):
+        line = ["--model", str(model_folder), "--output_dir", str(existing)]
+        line += ["--probes", str(faces), "--distractors", str(copy)]
+        told = run_ranks(2, refusal, line)
+        assert told[0] == told[1] and told[0][0]
+        assert ("exists already", "Person_3_0002.jpg: not a readable")[number] in told[0][1]
     damaged.write_bytes((faces / "Person_3" / "Person_3_0002.jpg").read_bytes())
     bounded = Embedder(NetEncoder(load_model(str(model_folder))), max_megapixels=0.0001)
     with pytest.raises(

@@ -9,9 +9,12 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
+from ffc_ds.data.faces import Faces
 from ffc_ds.errors import UserError
+from ffc_ds.evaluation.pair_files import write_pair_bin
 from ffc_ds.evaluation.verification import pair_distances, verify_pairs
-from ffc_ds.evaluation.verifier import EncodedImages, Pairs, verify
+from ffc_ds.evaluation.verifier import Pairs, verify
+from tests.tables import png, table
 
 
 def noisy_pairs(n, seed=0, decimals=None, noise=1.6):
@@ -227,8 +230,18 @@ def test_unusable_pairs_are_refused():
         verify_pairs(first, second, np.ones(50, dtype=bool))
 
 
-def test_an_image_of_the_pairs_that_cannot_be_read_is_one_of_the_verification():
-    images = EncodedImages([b"\xff\xd8\xff", b"no image"], "pairs")
-    pairs = Pairs(images, "pairs", np.arange(2), np.zeros(20, int), np.ones(20, int), np.arange(20) < 10)
-    with pytest.raises(UserError, match=r"verification on pairs: row 0 of pairs: .*`prepare_data.py inspect"):
-        verify(torch.nn.Identity(), pairs, 32, 2, torch.device("cpu"), torch.float32)
+def test_an_image_of_the_pairs_that_cannot_be_read_is_one_of_the_verification(tmp_path):
+    def refusal(pairs):
+        with pytest.raises(UserError) as caught:
+            verify(torch.nn.Identity(), pairs, 32, 64, torch.device("cpu"), torch.float32)
+        return str(caught.value)
+
+    images = [png(each) for each in (0, 1, 0, 2, 1, 2, 0)] + [png(3)[:40]] + [png(0)] * 12
+    write_pair_bin(tmp_path / "pairs.bin", images, np.arange(10) < 5)
+    told = refusal(Pairs.from_bin(str(tmp_path / "pairs.bin")))
+    assert f"item 7 of {tmp_path}/pairs.bin: not a readable image" in told and "write it without that pair" in told
+    faces = Faces(table([0, 1]), "faces", "image", "label")
+    faces.encoded = lambda rows: [b"no image" for _ in rows]
+    pairs = Pairs(faces, "pairs", np.arange(2), np.zeros(20, int), np.ones(20, int), np.arange(20) < 10)
+    told = refusal(pairs)
+    assert "verification on pairs: row 0 (label 0) of faces: " in told and "`prepare_data.py inspect" in told

@@ -129,7 +129,7 @@ def test_what_fails_in_the_middle_leaves_nothing(data, tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "named"),
     [
-        (["--pairs", "lfw.bin"], "row 0 of lfw.bin: its header"),
+        (["--pairs", "lfw.bin"], "item 0 of lfw.bin: its header"),
         (["--pairs", "faces/pairs.txt"], r"faces/Person_0/Person_0_0001.jpg: its header"),
         (["--ijb", "IJBC"], r"IJBC/loose_crop/\d+.jpg: its header"),
         (["--probes", "faces", "--distractors", "others"], "Person_0_0001.jpg: its header"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ffc_ds.data.copies import open_copy
 from ffc_ds.data.generated.parameters import uniforms
 from ffc_ds.data.generated.parts import Part, bounds, write_missing
 from ffc_ds.data.generated.renderer import RENDERER_VERSION
@@ -65,7 +66,8 @@ def build(identities: int, split: str, size: int = 64, seed: int = 0, mean: floa
     Columns: image (datasets.Image, JPEG of size x size), label (int64, 0..identities - 1, in ascending order), name
     (string). Test people are none of the train people, MOST_IN_TEST at most, and have at least FEWEST_IN_TEST images
     each. The files lie in the datasets cache under a key of all arguments; processes may build at once, and what one
-    leaves behind the next one goes on with. Raises UserError if `split` is neither, or the files cannot be written.
+    leaves behind the next one goes on with. Raises UserError if `split` is neither, or the files cannot be written, or
+    are damaged.
     """
     if split not in FIRST_IDENTITY:
         raise UserError(f"split {split!r} of the generated data set: it has the splits train and test")
@@ -86,7 +88,8 @@ def build(identities: int, split: str, size: int = 64, seed: int = 0, mean: floa
         raise UserError(
             f"generated faces cannot be written to {folder} ({error.strerror}): there must be room"
         ) from error
-    whole = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part.place)) for part in parts])
+    name = f"generated faces ({split})"
+    whole = datasets.concatenate_datasets([open_copy(part.place, name, part.rows) for part in parts])
     return datasets.Dataset(whole.data, whole.info, whole.split, fingerprint=digest)
 
 

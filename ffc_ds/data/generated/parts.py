@@ -41,6 +41,10 @@ class Part:
     size: int
     seed: int
 
+    @property
+    def rows(self) -> int:
+        return int(self.counts(np.arange(self.first, self.end) + self.offset).sum())
+
 
 def bounds(people: int) -> Iterator[tuple[int, int]]:
     """The first label and the end of each part."""

@@ -12,7 +12,8 @@ import datasets
 import pyarrow as pa
 
 from ffc_ds.data.content import content_fingerprint
-from ffc_ds.data.image_folder.people import People, read_image_folder
+from ffc_ds.data.copies import open_copy
+from ffc_ds.data.image_folder.people import People, count_images, read_image_folder
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
 from ffc_ds.progress import say_once
@@ -28,7 +29,7 @@ def open_image_folder(root: str | os.PathLike) -> dict[str, datasets.Dataset]:
     Columns: image, an undecoded {"bytes": null, "path": absolute path}, and label, the person's name as the folder has
     it (string; bytes that are no UTF-8 as \\xNN, and an image with such bytes in its path is in the table itself).
     The table lies in the datasets cache and is found by what is in the images; the dataset has their fingerprint.
-    Raises UserError as `read_image_folder` does, and if the cache cannot be written.
+    Raises UserError as `read_image_folder` does, and if the cache cannot be written or the table in it is damaged.
     """
     folder = read_image_folder(root)
     if folder.left_out or folder.doubts:
@@ -45,7 +46,7 @@ def open_image_folder(root: str | os.PathLike) -> dict[str, datasets.Dataset]:
                 f"the table of {printable(folder.root)} cannot be made in {path.parent} ({error}): mend that, or set "
                 "HF_DATASETS_CACHE to another folder"
             ) from error
-        opened[split] = datasets.Dataset.from_file(str(path), split=datasets.NamedSplit(split))
+        opened[split] = open_copy(path, printable(folder.root), count_images(people), split)
         opened[split]._fingerprint = content
     return opened
 

@@ -75,6 +75,7 @@ def plan_cleaned(
     about = {
         "import": "cleaned",
         "content": faces.fingerprint,
+        "image_column": image_column,
         "proposals": hashlib.blake2b(repr(accepted.to_pydict()).encode(), digest_size=8).hexdigest(),
         "images of a file": shard_images,
     }

@@ -261,6 +261,19 @@ def test_a_full_disk_is_told(cache, monkeypatch):
         generated.build(20, "train", size=16)
 
 
+def test_a_part_that_is_cut_off_is_named(cache, monkeypatch):
+    monkeypatch.setattr(parts, "BATCH_BYTES", 1)
+    rows = len(generated.build(600, "train", 16, mean=1))
+    part = sorted(cache.rglob("*.arrow"))[-1]
+    whole = part.read_bytes()
+    for cut in (whole[:-20], whole[: len(whole) // 2]):
+        part.write_bytes(cut)
+        with pytest.raises(UserError, match=rf"copy of generated faces \(train\) in the cache .*: delete {part}, and"):
+            generated.build(600, "train", 16, mean=1)
+    part.unlink()
+    assert len(generated.build(600, "train", 16, mean=1)) == rows == 600
+
+
 def test_processes_that_build_at_once_share_one_complete_file(cache):
     code = """if True:
         import json

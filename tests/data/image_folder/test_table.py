@@ -162,6 +162,20 @@ def test_a_cache_that_cannot_be_written(root, tmp_path):
         open_image_folder(root)
 
 
+def test_a_table_that_is_cut_off_is_named(root, cache, monkeypatch):
+    monkeypatch.setattr(table, "ROWS", 1)
+    open_image_folder(root)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    half = whole[: len(whole) // 2]
+    for damaged in (half, bytes(len(whole)), half + bytes(len(whole) - len(half))):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=rf"copy of {root} in the cache is cut off .*: delete {file}, and it is made"
+        ):
+            open_image_folder(root)
+
+
 def test_an_image_that_vanishes_while_it_is_opened(root, monkeypatch):
     known = table.read_image_folder
 
