@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,9 @@ def test_ctrl_c_is_the_end_also_where_deepspeed_reports_an_error(tmp_path):
     (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "deepspeed").write_text("#!/bin/bash\ntrap 'exit 1' INT\necho ready\nsleep 60 & wait\n")
     line = ["launch/elastic.sh", str(tmp_path / "hostfile"), "launch/train.py"]
-    loop = subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where tests run in the background
+    loop = subprocess.Popen(line, cwd=ROOT, env=env, preexec_fn=heeding, **pipes)
     assert [loop.stdout.readline() for _ in range(2)][1] == "ready\n"
     os.killpg(loop.pid, signal.SIGINT)
     assert loop.wait(timeout=60) == 130 and loop.stdout.read() == ""
