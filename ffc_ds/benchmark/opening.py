@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -90,13 +91,13 @@ def _in_child(action, *arguments) -> tuple[float, float]:
     child = context.Process(target=_watched, args=(theirs, action, arguments))
     child.start()
     theirs.close()  # or nobody would notice that the child is gone
-    try:
-        return ours.recv()
-    except EOFError:
-        child.join()
-        raise UserError(f"the process that is measured ended with code {child.exitcode} and no result") from None
-    finally:
-        child.join()
+    found = None
+    with suppress(EOFError):
+        found = ours.recv()
+    child.join()
+    if found is None:
+        raise UserError(f"the process that is measured ended with code {child.exitcode} and no result")
+    return found
 
 
 def _watched(connection, action, arguments) -> None:
