@@ -1,6 +1,7 @@
 """Outputs that are there whole or not at all."""
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,26 @@ def written_aside(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong matters more; the next attempt removes it
             _remove(aside)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to, which takes its place only if all went well. Other processes may be
+    writing the same: each does so by itself, and the last one's stays."""
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Make `text` the content of a file, which otherwise stays as it was. Raises OSError."""
+    aside = path.with_name(f".{path.name}.unfinished")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,7 @@ from ffc_ds.benchmark.training_cell import Cell, train_cell
 from ffc_ds.config.documents import read_yaml
 from ffc_ds.config.paths import find_file
 from ffc_ds.errors import UserError
+from ffc_ds.files import write_whole
 from ffc_ds.progress import progress
 
 DATA = ("data.train", "data.min_images")
@@ -92,9 +93,7 @@ def train_cells(
         with lock:
             kept.append(found)
             _check_alike(kept, results)
-            aside = results / f"{cell.name}.unfinished"
-            aside.write_text(json.dumps(found, indent=1))
-            aside.rename(results / f"{cell.name}.json")
+            write_whole(results / f"{cell.name}.json", json.dumps(found, indent=1))
             write()
 
     with ThreadPoolExecutor(at_once) as pool:

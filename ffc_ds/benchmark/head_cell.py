@@ -15,6 +15,7 @@ from ffc_ds.distributed import rank, world_size
 from ffc_ds.errors import UserError
 from ffc_ds.heads import MicroBatches, build_head
 from ffc_ds.heads.base import Head
+from ffc_ds.heads.softmax import product_type
 
 DIM = 512
 AT_ONCE = 1 << 16  # identities put into a pool
@@ -100,7 +101,8 @@ def refuse(cell: Cell, device: torch.device) -> None:
     kept = cell.identities if cell.head in ("partial_fc", "ffc") else cell.columns
     numbers = TENSORS[cell.head] * kept * DIM
     numbers += cell.columns * (rows if cell.is_ffc else rows + DIM)  # the floor's logits and weight gradient
-    needed = numbers * getattr(torch, cell.dtype).itemsize // cell.ranks + PROCESS
+    multiplied = product_type(torch.empty(0, dtype=getattr(torch, cell.dtype), device=device))  # of which it has a copy
+    needed = numbers * multiplied.itemsize // cell.ranks + PROCESS
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // cell.ranks
     if needed > free:
@@ -148,10 +150,11 @@ def _unit_features(shape: tuple[int, ...], seed: int, device: torch.device) -> t
 
 
 def products_of(cell: Cell, head: Head, device: torch.device) -> Callable[[], None]:
-    """The matrix products that this rank cannot do without, on the head's own class state, nothing else."""
+    """The matrix products that this rank cannot do without, in the type that the device is fast in, nothing else."""
     shards = head.shards()
     weights = shards["pool"].local[0] if cell.lru else shards["weights"].local
     weights = weights[: -(-cell.columns // world_size())]
+    weights = weights.to(product_type(weights))
     features = _unit_features((cell.batch * cell.ranks,), 0, device).to(weights.dtype)
     logits = weights.new_empty(len(features), len(weights))
     pull = torch.empty_like(features)

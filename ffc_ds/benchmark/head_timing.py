@@ -26,6 +26,7 @@ from ffc_ds.benchmark.measuring import forget_peak, peak, seconds
 from ffc_ds.benchmark.pages import cores, this_machine
 from ffc_ds.distributed import all_reduce, together
 from ffc_ds.errors import UserError
+from ffc_ds.files import write_whole
 from ffc_ds.heads.base import Head
 
 LEARNING_RATE = 0.1
@@ -52,9 +53,7 @@ def _on_rank(rank, cell, repeats, store, path, about):
     except UserError as error:
         found = {"skipped": str(error)}
     if rank == 0:
-        aside = path.with_suffix(".unfinished")
-        aside.write_text(json.dumps(asdict(cell) | found | about | {"machine": this_machine(cell.device)}, indent=1))
-        aside.replace(path)
+        write_whole(path, json.dumps(asdict(cell) | found | about | {"machine": this_machine(cell.device)}, indent=1))
     if cell.ranks > 1:
         dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ from ffc_ds.benchmark.pages import this_machine
 from ffc_ds.benchmark.step_cell import StepCell, batches_of
 from ffc_ds.distributed import all_reduce, barrier, together
 from ffc_ds.errors import UserError
+from ffc_ds.files import write_whole
 from ffc_ds.launching import leave
 
 AT_ONCE = {"cpu": 1, "cuda": 5}  # steps between two looks at the clock, so that the host may run ahead of a GPU
@@ -66,9 +67,7 @@ def _on_rank(rank, cell, repeats, minutes, port, path, about):
 
 
 def _write(path: Path, cell: StepCell, found: dict, about: dict) -> None:
-    aside = path.with_suffix(".unfinished")
-    aside.write_text(json.dumps(asdict(cell) | found | about | {"machine": this_machine(cell.device)}, indent=1))
-    aside.replace(path)
+    write_whole(path, json.dumps(asdict(cell) | found | about | {"machine": this_machine(cell.device)}, indent=1))
 
 
 def measure(cell: StepCell, repeats: int, device: torch.device, patience: float) -> dict:

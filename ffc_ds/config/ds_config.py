@@ -39,11 +39,9 @@ def usual_ds_config() -> str:
     zero2.json."""
     import torch  # takes a second, and most runs name a file
 
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    from ffc_ds.half_precision import multiplies_bf16
+
+    fast = multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu")
     return f"ds_configs/{'bf16' if fast else 'zero2'}.json"
 
 

@@ -1,7 +1,6 @@
 """Parquet files as memory-mapped Arrow, from which images can be taken one by one: converted once, on all cores."""
 
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -15,6 +14,7 @@ from ffc_ds.data.content import Extents, content_fingerprint
 from ffc_ds.data.copies import open_copy
 from ffc_ds.data.faces import class_names
 from ffc_ds.errors import UserError
+from ffc_ds.files import replaced
 from ffc_ds.progress import progress
 
 # Each part of a memory-mapped file costs 3 KB of every process that opens it, and has to fit the converter's memory.
@@ -144,14 +144,15 @@ def _convert_all(missing: Mapping[Path, tuple[str, pa.Schema]]) -> None:
 
 def convert(file: str, schema: pa.Schema, place: Path) -> int:
     """Write the columns of a parquet file to an Arrow file, aside and renamed. Returns its rows. Raises UserError."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)  # else whole row groups stay in memory
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with (
+            replaced(place) as aside,
+            pa.OSFile(str(aside), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+        ):
             for part in _parts(parquet, schema.names):
                 writer.write_table(table_cast(part, schema).combine_chunks())
-        aside.rename(place)
         return parquet.metadata.num_rows
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
@@ -159,8 +160,6 @@ def convert(file: str, schema: pa.Schema, place: Path) -> int:
             f"{file} cannot be copied to {place.parent} ({reason}): there must be room (HF_DATASETS_CACHE names "
             "another folder), and its columns must be of the kinds that the other files have"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _parts(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:

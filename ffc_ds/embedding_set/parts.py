@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ffc_ds.errors import UserError
-from ffc_ds.files import written_aside
+from ffc_ds.files import write_whole, written_aside
 
 DAMAGED = "damaged.tsv"
 ABOUT, LEFT_OUT = b"ffc_ds", b"ffc_ds_damaged"  # keys of a file's metadata
@@ -81,10 +81,8 @@ class Parts:
 
     def note_damaged(self, text: str) -> None:
         """Write the list for people. Raises UserError if it cannot be written."""
-        aside = self.folder / f".{DAMAGED}.unfinished"
         try:
-            aside.write_text(text)
-            aside.replace(self.folder / DAMAGED)
+            write_whole(self.folder / DAMAGED, text)
         except OSError as error:
             raise UserError(f"{self.folder / DAMAGED} cannot be written: {error.strerror}") from None
 

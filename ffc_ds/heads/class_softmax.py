@@ -19,11 +19,13 @@ from ffc_ds.heads.softmax import (
     Cells,
     OnlineSoftmax,
     add_rows,
+    as_multiplied,
     block_width,
     cell_bytes,
     column_blocks,
     join_ranks,
     margin_cross_entropy,
+    product_type,
     products,
 )
 from ffc_ds.heads.workspace import Workspace
@@ -72,7 +74,7 @@ class ClassSoftmaxSettings:
 
 
 def bytes_a_column(rows: int, dtype: torch.dtype, settings: ClassSoftmaxSettings) -> int:
-    """Of a class of weights of that type while a block is worked on: logits, slopes, masks, and whose they are."""
+    """Of a class that is multiplied in that type, while a block is worked on: logits, slopes, masks, whose they are."""
     margin, sub_centers = settings.margin, settings.sub_centers
     cell = sub_centers * cell_bytes(dtype) + margin.bytes_a_cell + int(settings.interclass_filter > 0)
     if sub_centers > 1:
@@ -107,7 +109,7 @@ class ClassSoftmax:
         self.margin, self.dim = settings.margin, features.shape[1]
         self.factor = settings.scale * self.margin.loss_factor(settings.scale) / len(features)
         self.pulled = features * self.factor
-        dtype, logits = columns[0].weights.dtype, len(features) * settings.sub_centers * sum(map(len, columns))
+        dtype, logits = product_type(columns[0].weights), len(features) * settings.sub_centers * sum(map(len, columns))
         column_bytes = bytes_a_column(len(features), dtype, settings)
         # a quarter for the block that is worked on, so that more than one can be kept
         vectors = settings.sub_centers * self.dim
@@ -121,7 +123,8 @@ class ClassSoftmax:
         softmax = OnlineSoftmax(len(features), self.dim, settings.scale, features.device)
         for number, part in enumerate(columns):
             for block in self.blocks(number):
-                self._fold(softmax, number, block, part.block(block, workspace).view(-1, self.dim))
+                weights = as_multiplied(part.block(block, workspace), workspace)
+                self._fold(softmax, number, block, weights.view(-1, self.dim))
         self._join(softmax)
 
     def blocks(self, number: int) -> Iterator[slice]:
@@ -214,7 +217,7 @@ class ClassSoftmax:
 
         It lies in the workspace: the next call overwrites it.
         """
-        shape, weights = weights.shape, weights.view(-1, self.dim)
+        shape, weights = weights.shape, as_multiplied(weights, self.workspace).view(-1, self.dim)
         if self.kept is None:
             cosines, slopes, inverse_norms = self._cosines(number, block, weights)
             weighted = cosines.mul_(self.settings.scale).sub_(self.log_sum[:, None]).exp_().mul_(slopes)

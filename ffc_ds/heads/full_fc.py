@@ -11,7 +11,7 @@ from ffc_ds.heads.base import Shard
 from ffc_ds.heads.class_head import ClassHead
 from ffc_ds.heads.class_optimizer import CLASS_OPTIMIZERS
 from ffc_ds.heads.class_softmax import Columns
-from ffc_ds.heads.softmax import Cells
+from ffc_ds.heads.softmax import Cells, product_type
 
 TRIAL_ROWS = 8
 
@@ -54,7 +54,7 @@ class FullFC(ClassHead):
         optimizer = type(self.optimizer)(*about)
         optimizer.begin(0, 0.1)
         for rows in (slice(0, TRIAL_ROWS), torch.arange(TRIAL_ROWS, device=device)):
-            vectors = weights[rows].view(-1, self.dim)
+            vectors = weights[rows].view(-1, self.dim).to(product_type(weights))
             grad = torch.zeros(vectors.shape, device=device)
             self.kernels.along(grad, vectors, torch.ones(len(vectors), 1, device=device))
             optimizer.update(rows, weights[rows], grad.view(weights.shape))

@@ -17,11 +17,13 @@ from ffc_ds.heads.softmax import (
     Cells,
     OnlineSoftmax,
     add_rows,
+    as_multiplied,
     block_width,
     cell_bytes,
     column_blocks,
     join_ranks,
     margin_cross_entropy,
+    product_type,
     products,
 )
 from ffc_ds.heads.workspace import Workspace
@@ -91,6 +93,7 @@ class _Pass:
     def __init__(self, probes, slots, fresh, target_is_special, columns, settings):
         self.probes, self.columns, self.settings = probes, columns, settings
         self.device, self.matrices = probes.device, len(columns.variants)
+        self.variants = columns.variants.to(product_type(columns.weights))
         self.existing, self.fresh = len(slots), fresh
         self._find_targets(slots)
         self._share_rows(target_is_special)
@@ -107,7 +110,7 @@ class _Pass:
         centers = self.columns.weights[to_device(self.column, self.device)].float()
         self.centers = centers.expand(self.matrices, -1, -1).clone()
         varying = to_device(np.flatnonzero(special), self.device)
-        self.centers[:, varying] = self.columns.variants[:, to_device(place, self.device)].float()
+        self.centers[:, varying] = self.variants[:, to_device(place, self.device)].float()
         cosines = torch.zeros(self.matrices, self.existing, device=self.device)
         cosines[:, self.own_rows] = (self.centers * self.probes[self.own_rows]).sum(2)
         self.own_target = cosines
@@ -134,13 +137,13 @@ class _Pass:
         (rows, dim), margin = self.probes.shape, self.settings.margin
         self.softmax = OnlineSoftmax(len(self.source), dim, self.settings.scale, self.device)
         self.hardest = HardNegatives(self.fresh, self.settings.hard_negatives, self.device)
-        probes = self.probes.to(weights.dtype)
+        probes = self.probes.to(self.variants.dtype)
         targets, worked_out_later = Cells(self.column, self.device, self.owned), Cells(special, self.device)
         bent = (4 + margin.bytes_a_cell) if margin.changes_negatives else 0
-        column_bytes = rows * cell_bytes(weights.dtype) + len(self.source) * bent
+        column_bytes = rows * cell_bytes(self.variants.dtype) + len(self.source) * bent
         width = block_width(column_bytes, dim, self.settings.workspace_bytes, self.device)
         for block in column_blocks(len(weights), width):
-            part = weights[block]
+            part = as_multiplied(weights[block], workspace)
             cosines = products(probes, part, workspace.take("cosines", (rows, len(part))))
             targets.hide(cosines, block)
             worked_out_later.hide(cosines, block)
@@ -180,7 +183,7 @@ class _Pass:
         return losses.mean(1).sum(), grad * (scale / self.existing)
 
     def _special_softmax(self, matrix) -> OnlineSoftmax:
-        variants = self.columns.variants[matrix]
+        variants = self.variants[matrix]
         softmax = OnlineSoftmax(self.existing, self.probes.shape[1], self.settings.scale, self.device)
         cosines = (self.probes[: self.existing].to(variants.dtype) @ variants.T).float()
         self.special_targets.hide(cosines, slice(0, len(variants)))
@@ -196,13 +199,13 @@ class _Pass:
         h, probes = self.settings.hard_negatives, self.probes[self.existing :]
         if not self.fresh:
             return self.probes.new_zeros(()), probes
-        special = (probes.to(self.columns.variants.dtype) @ self.columns.variants.transpose(1, 2)).float()
+        special = (probes.to(self.variants.dtype) @ self.variants.transpose(1, 2)).float()
         candidates = torch.cat([self.hardest.values.expand(self.matrices, -1, -1), special], 2)
         chosen = largest_of_all_ranks(candidates, h)
         counted = (chosen & (candidates > 0)).float()
         loss = all_reduce((counted * candidates.clamp_min(0)).sum()) / (self.fresh * h)
         common, special = counted.split([h, special.shape[2]], 2)
-        grad = torch.einsum("kfs,ksd->fd", special, self.columns.variants.float())
+        grad = torch.einsum("kfs,ksd->fd", special, self.variants.float())
         for column in range(h if len(self.columns.weights) else 0):
             centers = self.columns.weights[self.hardest.columns[:, column]].float()
             grad.addcmul_(common.sum(0)[:, column, None], centers)

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ffc_ds.distributed import all_reduce, to_device
+from ffc_ds.half_precision import multiplies_bf16
 from ffc_ds.heads.margins import Margin, Rows
+from ffc_ds.heads.workspace import Workspace
 
 LOWEST = -1e30  # stands in for the maximum of no columns: finite, so that differences stay numbers
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # class rows of a block: in a CPU's cache; few launches on a GPU
@@ -35,6 +37,17 @@ def column_blocks(columns: int, width: int) -> Iterator[slice]:
     """Blocks of at most `width` columns."""
     for start in range(0, columns, width):
         yield slice(start, min(start + width, columns))
+
+
+def product_type(weights: Tensor) -> torch.dtype:
+    """What class rows are multiplied in: their own type, or fp32 where bf16 would be slower."""
+    return weights.dtype if multiplies_bf16(weights.device.type) else torch.float32
+
+
+def as_multiplied(weights: Tensor, workspace: Workspace) -> Tensor:
+    """A block of class rows in that type: itself, or a copy."""
+    kind = product_type(weights)
+    return weights if kind == weights.dtype else workspace.take("exact", weights.shape, kind).copy_(weights)
 
 
 def products(features: Tensor, weights: Tensor, out: Tensor) -> Tensor:

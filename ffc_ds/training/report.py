@@ -17,6 +17,7 @@ from ffc_ds.config.settings import Config
 from ffc_ds.errors import UserError
 from ffc_ds.evaluation.figures import learning_curve, roc_figure
 from ffc_ds.evaluation.verification import VerificationResult
+from ffc_ds.files import write_whole
 from ffc_ds.models.saving import save_backbone
 from ffc_ds.training.tracking import read_metrics
 
@@ -50,9 +51,7 @@ def _write(config, results, net, weights, last, folder):
 
 def write_results(folder: Path, results: dict) -> None:
     """Write results.json; for rank 0. Raises OSError; the file is there whole, or as it was."""
-    aside = folder / ".results.json.unfinished"
-    aside.write_text(json.dumps(results, indent=1))
-    aside.rename(folder / "results.json")
+    write_whole(folder / "results.json", json.dumps(results, indent=1))
 
 
 def backbone_settings(config: Config) -> dict:

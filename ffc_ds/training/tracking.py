@@ -19,6 +19,7 @@ import wandb
 from ffc_ds.config.settings import Config
 from ffc_ds.distributed import rank
 from ffc_ds.errors import UserError
+from ffc_ds.files import write_whole
 from ffc_ds.progress import progress, say
 
 ANSWER = 8.0  # seconds for a server to answer, and as long again to take the run in
@@ -196,10 +197,9 @@ def _line(text: bytes) -> dict | None:
 
 def _rewrite(path: Path, lines: list[dict]) -> int:
     """Make `lines` the content of metrics.jsonl. Returns its size in bytes. Raises UserError."""
-    content, aside = "".join(json.dumps(line) + "\n" for line in lines).encode(), path.with_suffix(".unfinished")
+    content = "".join(json.dumps(line) + "\n" for line in lines)
     try:
-        aside.write_bytes(content)
-        aside.rename(path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     return len(content)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ffc_ds.config.settings import ClassOptimConfig, HeadConfig
 from ffc_ds.distributed import world_size
-from ffc_ds.heads import MicroBatches, build_head
+from ffc_ds.heads import MicroBatches, build_head, softmax
 from ffc_ds.planning.heads import head_cost, index_bytes
 from ffc_ds.planning.live_bytes import LiveBytes
 from ffc_ds.planning.settings import PlanSettings
@@ -93,7 +93,9 @@ def step(head, *micro_batches):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_memory_and_products(case):
+def test_memory_and_products(case, monkeypatch):
+    """Of a device that multiplies bf16, as those that are planned for do."""
+    monkeypatch.setattr(softmax, "multiplies_bf16", lambda device_type: True)
     settings = replace(BASE, **CASES[case])
     cost, count = head_cost(settings, CPU), settings.accumulation
     batches = [[batch(settings, count * seed + number) for number in range(count)] for seed in range(2)]

@@ -1,7 +1,6 @@
 """Generated faces on disk: Arrow files of some people each, drawn on all cores, each there whole or not at all."""
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from ffc_ds.data.generated.renderer import render
 from ffc_ds.data.importers.processes import process_pool, results
+from ffc_ds.files import replaced
 from ffc_ds.progress import progress
 
 FEATURES = datasets.Features(
@@ -72,15 +72,10 @@ def write_missing(parts: list[Part], what: str) -> None:
 def write(part: Part) -> int:
     """Write the file of a part, aside and renamed, unless it has come to be there. Returns the number of its people."""
     if not part.place.exists():
-        aside = part.place.with_name(f".{part.place.name}-{uuid.uuid4().hex}")
-        try:
-            with ArrowWriter(path=str(aside), features=FEATURES) as writer:
-                for table in _batches(part):
-                    writer.write_table(table, len(table))
-                writer.finalize()
-            aside.rename(part.place)
-        finally:
-            aside.unlink(missing_ok=True)
+        with replaced(part.place) as aside, ArrowWriter(path=str(aside), features=FEATURES) as writer:
+            for table in _batches(part):
+                writer.write_table(table, len(table))
+            writer.finalize()
     return part.end - part.first
 
 

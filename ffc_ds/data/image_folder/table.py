@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
@@ -16,6 +15,7 @@ from ffc_ds.data.copies import open_copy
 from ffc_ds.data.image_folder.people import People, count_images, read_image_folder
 from ffc_ds.data.importers.plan import printable
 from ffc_ds.errors import UserError
+from ffc_ds.files import replaced
 from ffc_ds.progress import say_once
 
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
@@ -59,16 +59,15 @@ def content_of(root: str, people: People) -> str:
 
 
 def _write(path: Path, root: str, people: People) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # other processes may be writing the same
-    try:
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as writer:
-            for images, labels in _batches(root, people):
-                image = pa.array(images, FEATURES.arrow_schema.field("image").type)
-                writer.write_batch(pa.record_batch([image, pa.array(labels)], schema=FEATURES.arrow_schema))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    schema = FEATURES.arrow_schema
+    with (
+        replaced(path) as aside,
+        pa.OSFile(str(aside), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
+        for images, labels in _batches(root, people):
+            image = pa.array(images, schema.field("image").type)
+            writer.write_batch(pa.record_batch([image, pa.array(labels)], schema=schema))
 
 
 def _batches(root: str, people: People) -> Iterator[tuple[list[dict], list[str]]]:

@@ -5,7 +5,6 @@ one is there. An interrupted command, given again, writes what is missing.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from ffc_ds.data.importers.image_check import Check, damage
 from ffc_ds.data.importers.plan import Broken, Job, Plan, Record
 from ffc_ds.data.importers.processes import process_pool, results
 from ffc_ds.errors import UserError
+from ffc_ds.files import write_whole
 from ffc_ds.progress import progress, say
 
 ASIDE = ".prepare"
@@ -87,7 +87,7 @@ def _begin(folder: Path, about: dict) -> None:
         if folder.is_dir() and any(entry.name != ASIDE for entry in folder.iterdir()):
             raise UserError(f"{folder} is not empty: give a folder of its own to what is written")
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(manifest, about)
+        write_whole(manifest, json.dumps(about))
     begun = json.loads(manifest.read_text())
     differing = [key for key in begun | about if begun.get(key) != about.get(key)]
     if differing == ["content"]:
@@ -140,7 +140,7 @@ def write_part(job: Job, part: Path, check: Check, stop: bool, max_megapixels: f
     finally:
         partial.unlink(missing_ok=True)
     report = {"images": images, "bytes": size, "broken": broken}
-    _write_whole(part.with_suffix(".json"), report)
+    write_whole(part.with_suffix(".json"), json.dumps(report))
     return report
 
 
@@ -207,9 +207,3 @@ def _remove_if_empty(folder: Path) -> None:
         shutil.rmtree(folder / ASIDE)
         if not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _write_whole(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
