@@ -1,17 +1,20 @@
 """Operators that are compiled when they are first used, as DeepSpeed's are: never silently, and never stuck.
 
-torch lets one process build while others wait until its file `lock` is gone. A process that is killed leaves the file
-behind, and then everybody waits for ever. Here the builder also holds a lock of the kernel's, which ends with it.
+torch before 2.14 lets one process build while others wait until its file `lock` is gone. A process that is killed
+leaves the file behind, and then everybody waits for ever. Here the builder also holds a lock of the kernel's, which
+ends with it, as torch's own does now.
 """
 
 import fcntl
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import sleep
 
 import psutil
 from torch.utils import cpp_extension
+from torch.utils._filelock import FileLock
 from torch.utils.file_baton import FileBaton
 
 from ffc_ds.progress import waiting
@@ -21,7 +24,21 @@ SILENT = 2.0  # seconds; an operator that is there already takes less
 
 def watch_builds() -> None:
     """From now on builds of this process say what takes long, and take over what an interrupted one has left."""
-    cpp_extension.FileBaton = _Baton
+    if hasattr(cpp_extension, "FileBaton"):
+        cpp_extension.FileBaton = _Baton
+    else:
+        cpp_extension.FileLock = _said
+
+
+def _saying(lock: Path) -> AbstractContextManager[None]:
+    text = f"compiling the operator {lock.parent.name}, a minute or two, once on this machine"
+    return waiting(text, SILENT, shown=os.environ.get("LOCAL_RANK", "0") == "0")
+
+
+@contextmanager
+def _said(path: str) -> Iterator[None]:
+    with _saying(Path(path)), FileLock(path):
+        yield
 
 
 class _Baton(FileBaton):
@@ -29,9 +46,8 @@ class _Baton(FileBaton):
 
     def try_acquire(self) -> bool:
         lock = Path(self.lock_file_path)
-        text = f"compiling the operator {lock.parent.name}, a minute or two, once on this machine"
         with ExitStack() as held:
-            held.enter_context(waiting(text, SILENT, shown=os.environ.get("LOCAL_RANK", "0") == "0"))
+            held.enter_context(_saying(lock))
             builder = held.enter_context(lock.with_name("builder").open("a"))
             with suppress(OSError):  # some file systems cannot
                 fcntl.flock(builder, fcntl.LOCK_EX)

@@ -112,9 +112,9 @@ def published_ytf(folder, splits, model):
     split, same = (np.array([int(row[column]) for row in rows]) for column in (0, -1))
     distances = np.array([((features[row[2].strip()] - features[row[3].strip()]) ** 2).sum() for row in rows])
     accuracies, on_the_grid = [], []
-    points = np.sort(distances)
     for fold in range(1, 11):
         train, test = split != fold, split == fold
+        points = np.sort(distances[train])
         for thresholds, into in (((points[1:] + points[:-1]) / 2, accuracies), (np.arange(0, 4, 0.01), on_the_grid)):
             best = max(thresholds, key=lambda t: np.mean((distances[train] < t) == same[train]))
             into.append(np.mean((distances[test] < best) == same[test]))

@@ -180,7 +180,8 @@ def test_nothing_planted_is_run(whole, tmp_path):
     trace = tmp_path / "trace"
     step = shutil.copytree(whole, tmp_path / "step-1")
     state = {"head.pool": torch.empty(3, 25, 16)}
-    for plant, reason in ((plant_in_tensors, "Weights only load failed"), (plant_in_index, "no part of an index")):
+    planted = {plant_in_tensors: "Weights only load failed", plant_in_index: "no part of an index|metadata is None"}
+    for plant, reason in planted.items():  # torch 2.11 does not say why it found no index
         plant(step, trace)
         with pytest.raises(dcp.CheckpointException, match=reason):
             dcp.load(state, storage_reader=ShardReader(step / "class"), no_dist=True)
