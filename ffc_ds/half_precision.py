@@ -11,5 +11,5 @@ def multiplies_bf16(device_type: str) -> bool:
     and GPUs before Ampere do it, too, and slower."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able = torch.cpu.get_capabilities()
     return able.get("amx_bf16", False) or able.get("avx512_bf16", False)

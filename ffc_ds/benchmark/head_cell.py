@@ -101,8 +101,9 @@ def refuse(cell: Cell, device: torch.device) -> None:
     kept = cell.identities if cell.head in ("partial_fc", "ffc") else cell.columns
     numbers = TENSORS[cell.head] * kept * DIM
     numbers += cell.columns * (rows if cell.is_ffc else rows + DIM)  # the floor's logits and weight gradient
-    multiplied = product_type(torch.empty(0, dtype=getattr(torch, cell.dtype), device=device))  # of which it has a copy
-    needed = numbers * multiplied.itemsize // cell.ranks + PROCESS
+    # If that is not the type of the class state, the floor has a copy of the columns.
+    kind = product_type(torch.empty(0, dtype=getattr(torch, cell.dtype), device=device))
+    needed = numbers * kind.itemsize // cell.ranks + PROCESS
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available // cell.ranks
     if needed > free:

@@ -64,7 +64,8 @@ def run_heads(
         heads: Some of plain, full_fc, partial_fc, virtual_fc, ffc, and ffc_lru (head.pool lru); plain is measured on
             one rank only.
         pools: Pool sizes of ffc: up to 1 a share of the identities, above it a number of slots.
-        dtype: Type of the class state and of the products with it: float32 or bfloat16.
+        dtype: Type of the class state, and of the products with it where the device is faster in it: float32 or
+            bfloat16.
         device: cpu, cuda, or auto for a GPU if there is one.
         compile: on measures heads that train class weights with their update compiled, as train.compile has it; off.
         repeats: How often each step is timed.

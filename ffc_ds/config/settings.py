@@ -156,7 +156,8 @@ class HeadConfig:
     scale: float | None = None
     """Factor on the cosines before the softmax; by default 32 for ffc, 30 for sphereface and sphereface_r, else 64."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the class state and of the products with it; sums and statistics are float32 in any case."""
+    """Type of the class state and, where the device is faster in it, of the products with it; sums and statistics are
+    float32 in any case."""
     workspace_mb: int = 256
     """Memory for logits on each rank: they are worked on in blocks, however many classes there are, and kept from the
     loss to the update of the class weights if all of them fit."""
