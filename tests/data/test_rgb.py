@@ -214,7 +214,7 @@ def test_transparency_lies_on_white(kind, options, mode):
     image = Image.fromarray(RGBA).convert(mode)
     encoded = encode(image, kind, **options)
     assert_close(decode_whole(encoded), on_white(np.asarray(image.convert("RGBA"))), 1)
-    assert np.array_equal(decode_whole(encoded), convert_to_rgb(Image.open(io.BytesIO(encoded)), return_numpy=True))
+    assert np.array_equal(decode_whole(encoded), np.asarray(convert_to_rgb(Image.open(io.BytesIO(encoded)))))
 
 
 def test_one_transparent_colour_becomes_white():
