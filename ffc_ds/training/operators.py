@@ -27,7 +27,7 @@ def watch_builds() -> None:
     if hasattr(cpp_extension, "FileBaton"):
         cpp_extension.FileBaton = _Baton
     else:
-        cpp_extension.FileLock = _said
+        cpp_extension.FileLock = _spoken_lock
 
 
 def _saying(lock: Path) -> AbstractContextManager[None]:
@@ -36,7 +36,7 @@ def _saying(lock: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _said(path: str) -> Iterator[None]:
+def _spoken_lock(path: str) -> Iterator[None]:
     with _saying(Path(path)), FileLock(path):
         yield
 
