@@ -12,7 +12,7 @@ python launch/benchmark.py opening [--images 1e6 1e8]
 
 import inspect
 import sys
-from typing import get_args
+from typing import get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -48,13 +48,13 @@ def parser() -> ArgumentParser:
         helps = {each.arg_name: each.description for each in about.params}
         command = make_parser(about.short_description)
         parameters = inspect.signature(function).parameters.values()
-        special = {each.name: each for each in parameters if each.annotation is bool or get_args(each.annotation)}
-        command.add_function_arguments(function, skip=set(special))
-        for key, each in special.items():
+        special = [each for each in parameters if each.annotation is bool or get_origin(each.annotation) is tuple]
+        command.add_function_arguments(function, skip={each.name for each in special})
+        for each in special:
             form = {"action": "store_true"}
             if each.annotation is not bool:  # a tuple, written as several values
                 form = {"nargs": "+", "type": get_args(each.annotation)[0], "default": list(each.default)}
-            command.add_argument(f"--{key}", help=helps[key], **form)
+            command.add_argument(f"--{each.name}", help=helps[each.name], **form)
         subcommands.add_subcommand(name, command, help=about.short_description)
     return parser
 

@@ -3,6 +3,7 @@
 import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -13,7 +14,7 @@ from ffc_ds.benchmark.step_cell import DS_CONFIGS, HEADS, StepCell
 from ffc_ds.benchmark.step_page import summary, write_step
 from ffc_ds.benchmark.step_timing import measure_in_processes
 from ffc_ds.errors import UserError
-from ffc_ds.models import BACKBONES
+from ffc_ds.models import BACKBONES, build_backbone
 
 NET = {"cuda": ("iresnet50", 112, 128), "cpu": ("iresnet18", 32, 64)}  # what each does in a tenth of a second or so
 
@@ -26,6 +27,7 @@ def run_step(
     head_dtype: str = "float32",
     device: str = "auto",
     model: str = "auto",
+    overrides: dict[str, Any] | None = None,
     image_size: NonNegativeInt = 0,
     batch: NonNegativeInt = 0,
     compile: str = "off",
@@ -38,7 +40,7 @@ def run_step(
 
     What a cell gave lies in OUTPUT/step as soon as it ends, and a cell that is there is not measured again, unless it
     was skipped or failed. OUTPUT/step.md and step.png show all cells of that folder, and are written after each. Raises
-    UserError for what is not there: a head, a type, a device.
+    UserError for what is not there: a head, a type, a device, a setting of the backbone.
 
     Args:
         sizes: Numbers of identities.
@@ -48,6 +50,7 @@ def run_step(
         head_dtype: Type of the class state, head.dtype: float32 or bfloat16.
         device: cpu, cuda, or auto for a GPU if there is one.
         model: A backbone; auto is iresnet50 on a GPU, iresnet18 on a CPU.
+        overrides: Further settings of the backbone, as model.overrides has them: {width: 0.5}.
         image_size: Side of its input in pixels; 0 is 112 on a GPU, 32 on a CPU.
         batch: Images of a rank in a step, an even number; 0 is 128 on a GPU, 64 on a CPU.
         compile: on compiles the nets, and measures the bare one both ways; off.
@@ -61,13 +64,15 @@ def run_step(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check(heads, dtype, head_dtype, device, model, batch, compile)
-    chosen = (model.replace("auto", ""), image_size, batch)
+    chosen, overrides = (model.replace("auto", ""), image_size, batch), overrides or {}
     net = [own or usual for own, usual in zip(chosen, NET[device], strict=True)]
+    with torch.device("meta"):
+        build_backbone(*net[:2], **overrides)
     folder = Path(output) / "step"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": this_command(), "versions": versions()}
     for size, world, head in product(sorted(sizes), ranks, heads):
-        cell = StepCell(head, round(size), world, dtype, head_dtype, device, *net, compile == "on")
+        cell = StepCell(head, round(size), world, dtype, head_dtype, device, *net, compile == "on", overrides)
         path = folder / f"{cell.name}.json"
         if not again and _is_there(path):
             continue

@@ -1,6 +1,8 @@
 """What a cell of the comparison by the whole step consists of: the settings of a run, and batches on the device."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ BATCHES = 16  # that return in turn
 @dataclass(frozen=True)
 class StepCell:
     """head: a key of `HEADS`; dtype: of the net, that is a key of `DS_CONFIGS`; head_dtype: of the class state; device:
-    "cpu" or "cuda"; batch: images of a rank in a step, of both views; compiled: whether the nets are."""
+    "cpu" or "cuda"; batch: images of a rank in a step, of both views; compiled: whether the nets are; overrides: of
+    the model, as `ModelConfig` has them."""
 
     head: str
     identities: int
@@ -33,11 +36,14 @@ class StepCell:
     image_size: int
     batch: int
     compiled: bool
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         types = self.dtype if self.head_dtype == "float32" else f"{self.dtype}-{self.head_dtype}"
-        net = f"{self.model}-{self.image_size}px-batch{self.batch}{'-compiled' * self.compiled}"
+        overrides = [re.sub(r"\W+", ".", f"{key}{value}").strip(".") for key, value in self.overrides.items()]
+        model = "-".join([self.model, *overrides])
+        net = f"{model}-{self.image_size}px-batch{self.batch}{'-compiled' * self.compiled}"
         return f"{self.head}-{self.identities}-ranks{self.ranks}-{types}-{self.device}-{net}"
 
     @property
@@ -47,7 +53,7 @@ class StepCell:
         return Config(
             deepspeed=find_file(f"ds_configs/{DS_CONFIGS[self.dtype]}.json"),
             data=DataConfig(batch_size=self.images),
-            model=ModelConfig(self.model, self.image_size, DIM),
+            model=ModelConfig(self.model, self.image_size, DIM, self.overrides),
             head=head,
             optim=OptimConfig(lr=LEARNING_RATE),
         )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -57,7 +58,9 @@ def summary(cell: dict) -> str:
 
 
 def _title(cell: dict) -> str:
-    net = f"{cell['model']} at {cell['image_size']} pixels, {cell['batch']} images a rank"
+    overrides = ", ".join(f"{key} {value}" for key, value in cell.get("overrides", {}).items())
+    model = cell["model"] + (f" ({overrides})" if overrides else "")
+    net = f"{model} at {cell['image_size']} pixels, {cell['batch']} images a rank"
     types = cell["dtype"] + (f" (classes {cell['head_dtype']})" if cell["head_dtype"] != cell["dtype"] else "")
     return f"{cell['machine']}, {types}, {net}{', compiled' * cell['compiled']}"
 
@@ -115,7 +118,8 @@ def draw_step(panels: dict[str, list[dict]], path: Path) -> None:
             if line := _beside(cells, name):
                 axes.plot(*_speeds(line), style, label=name.replace("_", ", "))
         axes.set(xscale="log", xlabel="identities", ylabel="images/s of the whole step")
-        axes.set_title(f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}", fontsize="small")
+        title = f"{title}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
+        axes.set_title(fill(title, 100), fontsize="small")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)

@@ -88,11 +88,13 @@ def test_batches_are_those_of_the_heads_loader():
 
 def test_the_command_keeps_cells_and_goes_on_from_them(tmp_path, monkeypatch, capfd):
     arguments = ["step", *TINY, "--ranks", "2", "--heads", "partial_fc", "--output", str(tmp_path)]
+    arguments += ["--model", "iresnet18", "--overrides", "{width: 0.125}"]
     main([*arguments, "--sizes", "2e3"])
     (path,) = (tmp_path / "step").iterdir()
-    assert path.stem == "partial_fc-2000-ranks2-float32-cpu-mobilefacenet-16px-batch4"
+    assert path.stem == "partial_fc-2000-ranks2-float32-cpu-iresnet18-width0.125-16px-batch4"
     found = json.loads(path.read_text())
     assert_sane(found)
+    assert found["overrides"] == {"width": 0.125}
     assert found["messages_ms"] > 0 and found["command"].startswith("launch/benchmark.py")
     assert (tmp_path / "step.png").stat().st_size > 10_000
     text = (tmp_path / "step.md").read_text()
@@ -169,11 +171,12 @@ def test_table_and_figure_show_every_cell(tmp_path, monkeypatch):
         (["--heads", "ful_fc"], "--heads ful_fc: choose from full_fc"),
         (["--dtype", "float16"], "float16 is for GPUs"),
         (["--model", "resnet"], "--model resnet"),
+        (["--overrides", "{depth: 3}"], "mobilefacenet has no setting depth"),
         (["--batch", "3"], "--batch 3"),
         (["--compile", "maybe"], "--compile maybe: choose from on, off"),
     ],
 )
 def test_a_wrong_option_is_named(arguments, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        main(["step", "--device", "cpu", "--output", str(tmp_path / "out"), *arguments])
+        main(["step", *TINY, "--output", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
