@@ -37,8 +37,8 @@ class _RowOptimizer:
         self.on_host = config.memory == "host" and weights.device.type != "cpu"
         place = {"device": "cpu", "pin_memory": True} if self.on_host else {"device": weights.device}
         self.state = {name: torch.zeros(weights.shape, dtype=weights.dtype, **place) for name in self.slots}
-        names, rounded = ("weights", *self.slots), weights.dtype == torch.bfloat16
-        self._rounding = StochasticRounding(names, weights.shape[1], weights.device) if rounded else None
+        rounded, tensors = weights.dtype == torch.bfloat16, 1 + len(self.slots)
+        self._rounding = StochasticRounding(tensors, weights.shape[1], weights.device) if rounded else None
         self._first_row = first_row
         self.updates = 0
 
@@ -76,11 +76,10 @@ class _RowOptimizer:
 
     def _words(self, rows: slice | Tensor) -> tuple:
         """For weights and state, if they are to be rounded."""
-        names = ("weights", *self.slots)
         if self._rounding is None:
-            return (None,) * len(names)
+            return (None,) * (1 + len(self.slots))
         here = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop, device=self.weights.device)
-        return tuple(self._rounding.words(name, here + self._first_row) for name in names)
+        return self._rounding.words(here + self._first_row)
 
 
 class RowSGD(_RowOptimizer):

@@ -53,7 +53,7 @@ class DrawnPool(ClassHead):
         images = np.ones(identities, np.int32) if images is None else images.astype(np.int32)
         self._images, self._all_images = to_device(images[self.start : self.end], device), int(images.sum())
         rounded = self.weights.dtype == torch.bfloat16  # a long average moves in steps that it could not say otherwise
-        self._rounding = StochasticRounding(("weights",), dim, device) if rounded else None
+        self._rounding = StochasticRounding(1, dim, device) if rounded else None
         self.pool = max(1, min(slots_of_pool(config.pool_size, identities), identities))
         self.prefill_identities = round(config.prefill * identities)
         self._seen: list[tuple[np.ndarray, Tensor]] = []
@@ -92,7 +92,7 @@ class DrawnPool(ClassHead):
             return
         self._rounding.begin(self.seed, self.steps)
         rounded = torch.empty_like(centers, dtype=self.weights.dtype)
-        put(rounded, centers, self._rounding.words("weights", rows + self.start))
+        put(rounded, centers, *self._rounding.words(rows + self.start))
         self.weights.index_copy_(0, rows, rounded)
 
     def _columns(self, labels, features):

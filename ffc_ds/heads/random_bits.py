@@ -4,8 +4,9 @@
 GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
-def random_bits(numbers, key: int):
-    """63 bits, as a non-negative int64, for each of an int64 array of numpy or tensor of torch on any device."""
+def random_bits(numbers, key):
+    """63 bits, as a non-negative int64, for each of an int64 array of numpy or tensor of torch on any device, and of
+    keys that broadcast against it."""
     bits = (numbers + key) * GOLDEN
     bits = (bits ^ (bits >> 30 & 0x3FFFFFFFF)) * FIRST
     bits = (bits ^ (bits >> 27 & 0x1FFFFFFFFF)) * SECOND
