@@ -17,8 +17,8 @@ from ffc_ds.data.rgb import ORIENTATION, orientation, upright, upright_rgb
 
 # Pillow reads more, but no faces come in it, and for EPS it starts a program.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "TGA"]
-# Segments of a JPEG: the one that gives its size, of many kinds, and EXIF or XMP.
-FRAME, APP1 = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}, 0xE1
+# Segments of a JPEG: the one that gives its size, of many kinds, EXIF or XMP, and the one before its pixels.
+FRAME, APP1, SCAN = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}, 0xE1, 0xDA
 
 
 def decode(
@@ -83,18 +83,16 @@ def read_image_file(path: str | os.PathLike) -> bytes:
 
 
 def jpeg_header(encoded: bytes) -> tuple[int, int, int] | None:
-    """Width, height, and where EXIF or XMP starts (0: nowhere), of a JPEG of segments in a row; None for others.
-
-    EXIF and XMP stand before the segment with the size, and what follows it costs as much again to walk through.
-    """
-    at, tags = 2, 0
+    """Width, height, and where EXIF or XMP starts (0: nowhere), of a JPEG of segments in a row; None for others."""
+    at, tags, size = 2, 0, None
     try:
         while encoded[at] == 0xFF:
             marker = encoded[at + 1]
+            if marker == SCAN:
+                return size and (*size, tags)
             if marker in FRAME:
-                height, width = struct.unpack_from(">HH", encoded, at + 5)
-                return width, height, tags
-            if marker == APP1 and not tags:
+                size = struct.unpack_from(">HH", encoded, at + 5)[::-1]
+            elif marker == APP1 and not tags:
                 tags = at
             at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])
     except (IndexError, struct.error):

@@ -140,6 +140,10 @@ def class_names(feature: object) -> list[str] | None:
     return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def check_choice(wanted: str, available: Collection[str], complaint: str) -> None:
     """Raise UserError, with the nearest name there is, unless `wanted` is available."""
     if wanted not in available:
@@ -161,10 +165,10 @@ def _check_columns(dataset: datasets.Dataset, name: str, image_column: str, labe
             f"image column {image_column!r} of {name} holds {_kind(image)}, not images or their encoded bytes: {others}"
         )
     arrow = getattr(label, "pa_type", None) or pa.null()
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(is_kind(arrow) for is_kind in (pa.types.is_integer, *texts)):
+    if not (pa.types.is_integer(arrow) or is_text(arrow)):
+        first = dataset.select_columns([label_column])[0][label_column]
         raise UserError(
-            f"label column {label_column!r} of {name} holds {_kind(label)} (row 0: {dataset[0][label_column]!r:.50}), "
+            f"label column {label_column!r} of {name} holds {_kind(label)} (row 0: {first!r:.50}), "
             f"but identities are integers or texts: {others}"
         )
 

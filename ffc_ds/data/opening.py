@@ -11,7 +11,7 @@ import huggingface_hub
 import pyarrow as pa
 import yaml
 
-from ffc_ds.data.content import content_fingerprint, everything
+from ffc_ds.data.content import Extents, content_fingerprint, everything
 from ffc_ds.data.copies import check_cache
 from ffc_ds.data.faces import Faces, check_choice
 from ffc_ds.data.file_parts import lacking
@@ -20,6 +20,7 @@ from ffc_ds.data.image_folder.kinds import IMAGE_ENDINGS
 from ffc_ds.data.image_folder.table import open_image_folder
 from ffc_ds.data.parquet import label_extents, open_parquet
 from ffc_ds.errors import UserError
+from ffc_ds.progress import say_once
 
 TABLES = (".parquet", ".arrow")
 OTHER_DATA = (".tar", ".jsonl", ".json", ".csv")
@@ -83,6 +84,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
         datasets.disable_progress_bars()
     columns = image_column, label_column
     if name.partition(":")[0] == "generated":
+        _refuse_config(name, config)
         return FaceSet(name, _Generated(name), columns)
     folder = Path(name).expanduser()
     try:
@@ -127,9 +129,11 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(str(folder))
         splits = {str(saved.split or "train"): saved} if isinstance(saved, datasets.Dataset) else saved
+        _refuse_config(name, config)
         files = [*folder.rglob("*.arrow"), *folder.rglob("state.json")]  # which says of what the others were made
         return FaceSet(name, splits, columns, content_fingerprint(_below(folder, files)))
     if not _holds_tables(folder):
+        _refuse_config(name, config)
         return FaceSet(name, open_image_folder(folder), columns)
     builder = datasets.load_dataset_builder(str(folder), config)
     if builder.name == "imagefolder":  # which would call people by their last folder
@@ -141,13 +145,13 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
                 f"{name} holds {there} of split {split}, by their names: get the others, or rename those that are to "
                 "do alone"
             )
-    named = _below(folder, [Path(path) for paths in files.values() for path in paths])
+    if builder.config.name == "default":  # of several, each has its own files
+        _say_what_is_in_no_split(name, folder, files)
+    features = builder.info.features
     if builder.name == "parquet":
-        splits = open_parquet(files, columns, builder.info.features, cache / "arrow")
-        return FaceSet(name, splits, columns, content_fingerprint(named, whole=label_extents(columns)))
-    content = content_fingerprint(named, whole=everything if builder.name in ("csv", "json") else None)
-    if builder.info.features is not None:  # as README.md says, which is none of the files
-        content = hashlib.blake2b(f"{content} {builder.info.features}".encode(), digest_size=16).hexdigest()
+        splits = open_parquet(files, columns, features, cache / "arrow")
+        return FaceSet(name, splits, columns, _content(folder, files, features, label_extents(columns)))
+    content = _content(folder, files, features, everything if builder.name in ("csv", "json") else None)
     # The copy that `datasets` makes goes by time stamps, so each content gets a place of its own.
     place = str(cache / "opened" / content)
     try:
@@ -156,6 +160,33 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
         check_cache(Path(place), name)
         raise
     return FaceSet(name, splits, columns, content)
+
+
+def _refuse_config(name: str, config: str | None) -> None:
+    if config is not None:
+        raise UserError(f"{name} has no configurations to choose {config!r} from: leave that out")
+
+
+def _say_what_is_in_no_split(name: str, folder: Path, files: Mapping[str, Sequence[str]]) -> None:
+    """Of files that are called train and test, `datasets` takes no others."""
+    used = {path for paths in files.values() for path in paths}
+    endings = {os.path.splitext(path)[1] for path in used}
+    found = (os.path.join(place, file) for place, _, names in os.walk(folder) for file in names)
+    visible = (path for path in found if not any(part.startswith((".", "__")) for part in Path(path).parts))
+    left = sorted(path for path in visible if os.path.splitext(path)[1] in endings and path not in used)
+    if left:
+        more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
+        say_once(f"{name}: left out, because in no split by name: {left[0]}{more}")
+
+
+def _content(folder: Path, files: Mapping[str, Sequence[str]], features, whole: Extents | None) -> str:
+    """Of these files as these splits, whose columns are what they say or, as in README.md, which is none of them,
+    `features`."""
+    named = [(f"{split} {os.path.relpath(path, folder)}", Path(path)) for split in files for path in files[split]]
+    content = content_fingerprint(named, whole=whole)
+    if features is None:
+        return content
+    return hashlib.blake2b(f"{content} {features}".encode(), digest_size=16).hexdigest()
 
 
 def _below(folder: Path, paths) -> list[tuple[str, Path]]:

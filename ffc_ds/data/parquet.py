@@ -12,7 +12,7 @@ from datasets.table import table_cast
 
 from ffc_ds.data.content import Extents, content_fingerprint
 from ffc_ds.data.copies import open_copy
-from ffc_ds.data.faces import class_names
+from ffc_ds.data.faces import class_names, is_text
 from ffc_ds.errors import UserError
 from ffc_ds.files import replaced
 from ffc_ds.progress import progress
@@ -65,6 +65,7 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
                     f"{', '.join(_schema(without).names)}: make the files alike, or take the odd ones away"
                 )
     if features is None:
+        _check_kinds(files, schemas, columns[1])
         _check_classes(files, schemas, columns[1])
         features = datasets.Features.from_arrow_schema(first)
     chosen = datasets.Features({name: features[name] for name in first.names if name in columns and name in features})
@@ -74,6 +75,25 @@ def _common_schema(files: Sequence[str], columns: Sequence[str], features: datas
             chosen[column] = datasets.Value("int64")
     # Without a column that is asked for, all are kept, so that the message about it can name them.
     return chosen.arrow_schema if len(chosen) == len(set(columns)) else features.arrow_schema
+
+
+def _check_kinds(files: Sequence[str], schemas: Sequence[pa.Schema], column: str) -> None:
+    """Raise UserError where labels are of different kinds: as numbers, the texts 1 and 01 would be one person."""
+    kinds = [_kind(schema.field(column).type) if column in schema.names else "" for schema in schemas]
+    for file, kind in zip(files, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(
+                f"the column {column!r} holds {kinds[0]} in {files[0]} and {kind} in {file}: write the labels of all "
+                "files as numbers, or all as texts"
+            )
+
+
+def _kind(label: pa.DataType) -> str:
+    if pa.types.is_dictionary(label):
+        label = label.value_type
+    if is_text(label):
+        return "texts"
+    return "integers" if pa.types.is_integer(label) else str(label)
 
 
 def _check_classes(files: Sequence[str], schemas: Sequence[pa.Schema], column: str) -> None:
@@ -109,8 +129,9 @@ def label_extents(columns: Sequence[str]) -> Extents:
 
     def extents(path: Path) -> Iterator[tuple[int, int]]:
         metadata = pq.read_metadata(path)
-        leaves = [metadata.schema.column(leaf).path.split(".")[0] for leaf in range(metadata.num_columns)]
-        wanted = [leaf for leaf, column in enumerate(leaves) if column in columns[1:]]
+        paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+        parts = tuple(f"{column}." for column in columns[1:])  # of a column that has several
+        wanted = [leaf for leaf, path in enumerate(paths) if path in columns[1:] or path.startswith(parts)]
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for chunk in map(group.column, wanted):
                 start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)

@@ -31,6 +31,11 @@ class JointFaces:
 
     def __init__(self, sets: Sequence[Faces], paths: Sequence[str]):
         self.sets, self.name = sets, " + ".join(faces.name for faces in sets)
+        known = {}
+        for path, faces in zip(paths, sets, strict=True):
+            if faces.fingerprint in known:
+                raise shared(f"{path} is the same set as {known[faces.fingerprint]}: its people would be others.")
+            known[faces.fingerprint] = path
         short = [Path(path).name for path in paths]
         self.named = all(faces.named for faces in sets)
         self._called = short if len(set(short)) == len(short) else list(paths)

@@ -219,6 +219,51 @@ def test_configurations(tmp_path):
             load_faces(str(tmp_path), "train", *COLUMNS, config)
 
 
+def test_a_configuration_of_what_has_none_is_refused(tmp_path):
+    (tmp_path / "images" / "ann").mkdir(parents=True)
+    (tmp_path / "images" / "ann" / "1.png").write_bytes(png(1))
+    table([1]).save_to_disk(tmp_path / "saved")
+    for name in ("generated:10:32", str(tmp_path / "images"), str(tmp_path / "saved")):
+        load_faces(name, "train", *COLUMNS)
+        with pytest.raises(UserError, match="has no configurations to choose 'clean' from"):
+            load_faces(name, "train", *COLUMNS, "clean")
+
+
+def test_folds_of_the_same_files_are_different_data(tmp_path):
+    for number in range(3):
+        table([2 * number, 2 * number + 1]).to_parquet(tmp_path / f"{number}.parquet")
+    folds = {"a": ("[0.parquet, 1.parquet]", "2.parquet"), "b": ("[1.parquet, 2.parquet]", "0.parquet")}
+    files = "  - {{split: train, path: {}}}\n  - {{split: test, path: {}}}\n"
+    configs = "".join(f"- config_name: {name}\n  data_files:\n{files.format(*folds[name])}" for name in folds)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    first, second = (load_faces(str(tmp_path), "train", *COLUMNS, name) for name in folds)
+    assert (all_labels(first), all_labels(second)) == ([0, 1, 2, 3], [2, 3, 4, 5])
+    assert first.fingerprint != second.fingerprint
+
+
+def test_labels_that_the_readme_makes_texts_are_different_data(parquet):
+    before = load_faces(parquet, "train", *COLUMNS)
+    kinds = "  - name: image\n    dtype: image\n  - name: label\n    dtype: string\n"
+    Path(parquet, "README.md").write_text(f"---\ndataset_info:\n  features:\n{kinds}---\n")
+    after = load_faces(parquet, "train", *COLUMNS)
+    assert all_labels(after) == ["4", "4", "0", "9", "0"] and after.fingerprint != before.fingerprint
+
+
+def test_files_that_are_in_no_split_are_named(tmp_path, capsys):
+    for name in ("train_a", "extra", "more"):
+        table([1]).to_parquet(tmp_path / f"{name}.parquet")
+    assert len(load_faces(str(tmp_path), "train", *COLUMNS)) == 1
+    assert f"left out, because in no split by name: {tmp_path}/extra.parquet and 1 more\n" in capsys.readouterr().out
+
+
+def test_labels_of_no_use_are_named_though_the_first_image_is_damaged(tmp_path):
+    columns = {"image": [{"bytes": b"garbage", "path": None}], "label": [0.5]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("float32"))
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"holds float32 \(row 0: 0.5\)"):
+        load_faces(str(tmp_path / "saved"), "train", *COLUMNS)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [

@@ -12,6 +12,8 @@ from ffc_ds.data.opening import load_faces
 from ffc_ds.errors import UserError
 from tests.identities import all_labels
 
+IMAGE = {"bytes": b"x", "path": None}
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -101,11 +103,34 @@ def test_a_file_that_is_none_is_named(folder):
         opened(folder)
 
 
-def test_columns_of_other_kinds_in_one_file_are_refused(folder):
+def test_images_of_another_kind_in_one_file_are_refused(folder):
     write(folder / "train-0.parquet", [0])
-    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": None}], "label": ["ann"]}), folder / "train-1.parquet")
-    with pytest.raises(UserError, match="train-1.parquet cannot be copied .*'ann'.*of the kinds that the other files"):
+    pq.write_table(pa.table({"image": [7], "label": [0]}), folder / "train-1.parquet")
+    with pytest.raises(UserError, match="train-1.parquet cannot be copied .*of the kinds that the other files"):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kinds"),
+    [
+        ([1], ["01"], "integers in .*0.parquet and texts in .*1.parquet"),
+        (["1"], [2.5], "texts in .*0.parquet and double in"),
+        ([0], [True], "integers in .*0.parquet and bool in"),
+    ],
+)
+def test_labels_of_two_kinds_are_refused(folder, first, second, kinds):
+    for number, labels in enumerate((first, second)):
+        pq.write_table(pa.table({"image": [IMAGE], "label": labels}), folder / f"train-{number}.parquet")
+    with pytest.raises(UserError, match=f"'label' holds {kinds}"):
+        opened(folder)
+
+
+def test_all_kinds_of_texts_are_labels_together(folder):
+    kinds = pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())
+    for number, kind in enumerate(kinds):
+        labels = pa.array([f"person {number}"]).cast(kind)
+        pq.write_table(pa.table({"image": [IMAGE], "label": labels}), folder / f"train-{number}.parquet")
+    assert all_labels(opened(folder)) == ["person 0", "person 1", "person 2"]
 
 
 def test_integers_of_several_widths_are_labels_all_the_same(folder):
@@ -136,20 +161,21 @@ def test_two_columns_of_one_name_are_refused(folder):
         opened(folder)
 
 
-def test_two_labels_that_change_places_are_noticed_in_a_file_of_any_size(folder, monkeypatch):
+@pytest.mark.parametrize("column", ["label", "person.id"])
+def test_two_labels_that_change_places_are_noticed_in_a_file_of_any_size(folder, monkeypatch, column):
     monkeypatch.setattr(content, "SMALL", 0)  # as if it were too large to be read whole
     images = [{"bytes": random.Random(each).randbytes(2000), "path": None} for each in range(200)]
 
     def written(labels, **how):
         for part, rows in enumerate((slice(0, 100), slice(100, 200))):
-            table = pa.table({"image": images[rows], "label": labels[rows]})
+            table = pa.table({"image": images[rows], column: labels[rows]})
             pq.write_table(table, folder / f"train-{part}.parquet", compression="none", row_group_size=30, **how)
         sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
-        faces = opened(folder)
+        faces = load_faces(str(folder), "train", "image", column)
         assert all_labels(faces) == labels
         return sizes, faces.fingerprint
 
-    for how in ({"use_dictionary": ["label"]}, {"use_dictionary": False}):
+    for how in ({"use_dictionary": [column]}, {"use_dictionary": False}):
         labels = [each % 50 for each in range(200)]
         before = written(labels, **how)
         labels[140], labels[141] = labels[141], labels[140]

@@ -82,6 +82,14 @@ def test_every_orientation_is_turned_upright(kind, orientation):
         assert_close(decode_whole(encoded), by_opencv(encoded), 3 if kind in LOSSY else 0)
 
 
+def test_orientation_may_stand_right_before_the_pixels():
+    encoded, tags = encode(HELD[6](PICTURE), "JPEG", quality=95), exif(6).tobytes()
+    scan = encoded.index(b"\xff\xda")
+    encoded = encoded[:scan] + b"\xff\xe1" + (len(tags) + 2).to_bytes(2) + tags + encoded[scan:]
+    assert_close(decode_whole(encoded), PICTURE, 12)
+    assert np.array_equal(decode_whole(encoded), by_pillow(encoded))
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (40, 40), (100, 60), (16, 30)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", [3, 6])

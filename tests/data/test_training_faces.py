@@ -50,6 +50,11 @@ def test_sets_of_one_name_are_told_apart_by_their_paths(sets):
     assert JointFaces(sets[:2], ["one/faces", "two/faces"]).label(3) == "two/faces/0"
 
 
+def test_a_set_that_is_listed_twice_is_refused(sets):
+    with pytest.raises(UserError, match="./a is the same set as a"):
+        JointFaces([*sets[:2], sets[0]], ["a", "b", "./a"])
+
+
 @given(st.lists(st.integers(0, 7), max_size=20))
 def test_images_come_from_their_set_in_the_order_asked_for(joint, rows):
     colours = [int(decode(one, 8)[0, 0, 0]) for one in joint.encoded(np.array(rows, dtype=np.int64))]

@@ -1,6 +1,7 @@
 """What every source of images hands over: a plan of jobs, each of which reads the images of one parquet file."""
 
 import codecs
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from ffc_ds.data.content import content_fingerprint
 from ffc_ds.errors import UserError
 
 BOM = codecs.BOM_UTF8  # what Windows puts in front of a text
+WHOLE = re.compile(rb"\s*[+-]?[0-9]+\s*")  # int() would take 12_3 as well
 
 
 class Record(NamedTuple):
@@ -94,16 +96,17 @@ def check_size(size: int) -> None:
 
 
 def printable(name: str) -> str:
-    """A file's name as it can be stored; bytes that are no UTF-8 become \\xNN, and different names stay different."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    """A file's name as it can be stored; bytes that are no UTF-8 become \\xNN, and different names stay different,
+    because a backslash becomes two."""
+    return name.replace("\\", "\\\\").encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def parse_label(text: bytes | str) -> int:
     """Raises ValueError, which says so, for anything but a whole number from 0 that int64 holds."""
-    try:
-        label = int(text.removeprefix(BOM) if isinstance(text, bytes) else text)
-    except ValueError:
-        raise ValueError(f"its label is {text!r}, not an integer") from None
+    encoded = text.encode(errors="replace") if isinstance(text, str) else text.removeprefix(BOM)
+    if not WHOLE.fullmatch(encoded):
+        raise ValueError(f"its label is {text!r}, not an integer")
+    label = int(encoded)
     if not 0 <= label < 2**63:
         raise ValueError(f"its label is {label}, and labels count from 0")
     return label

@@ -274,14 +274,14 @@ def test_a_changed_tar_is_another_plan(tars):
 def test_every_broken_sample_is_named(tmp_path):
     image = pictures(1)[0]
     contents = [{"jpg": image}, {"cls": b"1"}, {"jpg": image, "cls": b"one"}, {"jpg": image, "cls": b"-1"}]
+    contents.append({"jpg": image, "cls": b"12_3"})  # a number for Python alone
     write_tar(
         tmp_path / "t" / "x.tar", [(f"s{i}", each) for i, each in enumerate([*contents, {"jpg": image, "cls": b"1"}])]
     )
     records, broken = collect(plan_webdataset(str(tmp_path / "t")))
-    assert [r.key for r in records] == ["x.tar/s4"] and [key for key, _ in broken] == [f"x.tar/s{i}" for i in range(4)]
-    for (_, reason), expected in zip(
-        broken, ["there is no .cls", "no .jpg/jpeg/jfif/png", "b'one', not an integer", "count from 0"], strict=True
-    ):
+    assert [r.key for r in records] == ["x.tar/s5"] and [key for key, _ in broken] == [f"x.tar/s{i}" for i in range(5)]
+    reasons = ["there is no .cls", "no .jpg/jpeg/jfif/png", "b'one', not an integer", "count from 0"]
+    for (_, reason), expected in zip(broken, [*reasons, "b'12_3', not an integer"], strict=True):
         assert expected in reason
 
 
