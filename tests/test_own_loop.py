@@ -136,6 +136,22 @@ def run_page():
     return page["loss"].item(), page["softmax"].value.item(), page["head"].checksum()
 
 
+@pytest.mark.parametrize("name", ["full_fc", "partial_fc", "virtual_fc"])
+@pytest.mark.parametrize("rows", [(48, 16), (16, 48)])
+def test_micro_batches_of_a_step_may_differ_in_size(name, rows):
+    found = []
+    for workspace_mb in (1, 64):  # many blocks of classes, and one
+        settings = {"group_identities": 2} if name == "virtual_fc" else {}
+        head = heads.build(name, 3000, DIM, 48, accumulation=2, workspace_mb=workspace_mb, **settings)
+        rng = np.random.default_rng(0)
+        for number in rows:
+            probe = torch.from_numpy(rng.standard_normal((2, number, DIM))).float().requires_grad_()
+            head.loss(probe, rng.integers(0, 3000, (2, number)))[0].backward()
+        head.step(True, 0.1)
+        found.append(head.weights)
+    torch.testing.assert_close(*found)
+
+
 def test_the_code_of_the_page_runs():
     one, other = run_ranks(2, run_page)
     assert one == other and np.isfinite(one).all()

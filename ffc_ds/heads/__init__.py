@@ -112,12 +112,15 @@ def build_head(
     if config.name == "metric":
         from ffc_ds.heads.metric import Metric
 
-        return together(lambda: Metric(config))
-    if config.name == "ffc":
-        if config.pool == "drawn":
-            return _drawn_pool(config, identities, dim, batches, device, seed, images)
-        return _lru_pool(config, identities, dim, batches, device, seed)
-    return _class_weights(config, optim, identities, dim, batches, device, seed)
+        head = together(lambda: Metric(config))
+    elif config.name != "ffc":
+        head = _class_weights(config, optim, identities, dim, batches, device, seed)
+    elif config.pool == "drawn":
+        head = _drawn_pool(config, identities, dim, batches, device, seed, images)
+    else:
+        head = _lru_pool(config, identities, dim, batches, device, seed)
+    head.identities = identities
+    return head
 
 
 def _drawn_pool(config, identities, dim, batches, device, seed, images):

@@ -59,9 +59,11 @@ def unit_features(features: Tensor) -> Tensor:
 
 
 def finite_rows(identities: np.ndarray, gallery: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Those of identities int64 [n] whose features are finite, and these as fp32 unit vectors, of [n, dim]."""
-    finite = gallery.isfinite().all(1).numpy(force=True)
-    return identities[finite], F.normalize(gallery[to_device(finite, gallery.device)].float(), dim=1)
+    """Those of identities int64 [n] whose features are finite and have a direction, and these as fp32 unit vectors, of
+    [n, dim]."""
+    units = F.normalize(gallery.float(), dim=1)
+    usable = (units.norm(dim=1) > 0.5).numpy(force=True)  # nan is not
+    return identities[usable], units[to_device(usable, gallery.device)]
 
 
 class Head(ABC):
@@ -71,12 +73,14 @@ class Head(ABC):
     `prefill_identities`: how many identities `prefill` wants to see once before training.
     `rows_of_identities`: row i of each of the `shards`, along dimension 0, is of identity i, so that it can go on as
     that of the identity of the same name in another run; there are as many as `classes`, the rows of all ranks.
+    `identities`: how many there are, if that is known: labels beyond are refused.
     """
 
     wants_gallery = False
     prefill_identities = 0
     rows_of_identities = False
     classes: int
+    identities: int | None = None
 
     def loss(
         self, probe: Tensor, identities: np.ndarray, gallery: Tensor | None = None
@@ -86,12 +90,14 @@ class Head(ABC):
         probe: [2, r, dim] features of this rank's rows of the two views, any float type, of any length, with gradient;
         gallery: the same of the gallery net, without gradient, for heads that want one; None: the probe's own;
         identities: int64 [2, world_size * r], or other whole numbers, host data, of the rows of all ranks in rank
-        order; UserError if not.
+        order. Raises UserError, on all ranks, if labels or gallery are not so.
         The gradient that reaches `probe` is that of the loss times the world size, because DeepSpeed, DDP and FSDP take
         the mean over ranks. Where gradients are summed over ranks instead, divide the loss by the world size.
         """
-        number = self.classes if self.rows_of_identities else None
-        identities = checked_labels(probe, identities, number)
+        identities = checked_labels(probe, identities, self.identities)
+        if gallery is not None and gallery.shape != probe.shape:
+            given, wanted = tuple(gallery.shape), tuple(probe.shape)
+            raise shared(f"gallery features are {given}, and those of the probe {wanted}: they are of the same rows.")
         with torch.autocast(probe.device.type, enabled=False):  # it would have products and sums in half precision
             return self._loss(probe, identities, gallery)
 
@@ -111,8 +117,9 @@ class Head(ABC):
 
     def prefill(self, identities: np.ndarray, gallery: Tensor) -> None:  # noqa: B027 (most heads keep no features)
         """Take in gallery features [n, dim], equal on all ranks, of these identities, int64 [n], before the first step.
-        Rows that are not finite are left out. An identity that stands there several times gets the mean, or in a pool
-        of the latest features all of them, the last ones in the end; it must not stand in another call."""
+        Rows that are not finite, or have no direction, are left out. An identity that stands there several times gets
+        the mean, or in a pool of the latest features all of them, the last ones in the end; it must not stand in
+        another call."""
 
     def take_rows(self, rows: Tensor, state: dict[str, Tensor], rescaled: bool) -> None:  # noqa: B027 (as above)
         """Begin with rows of another run. rows: int64 [u], of this rank's; state: those that belong there of the

@@ -16,6 +16,7 @@ from torch import Tensor
 from ffc_ds.config.margins import scale_of
 from ffc_ds.config.settings import HeadConfig
 from ffc_ds.distributed import gather_views, rank, shard_bounds, to_device, world_size
+from ffc_ds.errors import shared
 from ffc_ds.heads.base import Head, Shard, finite_rows, unit_features
 from ffc_ds.heads.class_softmax import ClassSoftmax, ClassSoftmaxSettings, Columns
 from ffc_ds.heads.margins import Rows, RunningState, make_margin
@@ -76,7 +77,8 @@ class ClassHead(Head):
         columns = self._columns(identities.reshape(-1), features.detach())
         number = len(self.micro_batches)
         rows = Rows(norms=None if norms is None else norms.detach().flatten(), draws=self._draws(*identities.shape))
-        kept = self.workspace, number, rows, self.state, self.kernels
+        width = self.micro_batches[0].width if self.micro_batches else None  # one may have fewer rows
+        kept = self.workspace, number, rows, self.state, self.kernels, width
         softmax = ClassSoftmax(features.detach(), columns, self.settings, *kept)
         self.micro_batches.append(softmax)
         state = {} if softmax.rows.state is None else zip(self.margin.state, softmax.rows.state, strict=True)
@@ -105,6 +107,8 @@ class ClassHead(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
+        if self.config.sub_centers > 1:
+            raise shared("features make one vector a class: head.sub_centers must be 1 to begin with them.")
         self._put(*self._means(*finite_rows(identities, gallery)))
 
     def _means(self, labels: np.ndarray, features: Tensor) -> tuple[Tensor, Tensor]:

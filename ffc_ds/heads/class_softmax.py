@@ -87,8 +87,8 @@ class ClassSoftmax:
     holds. Its logits are kept for the class gradient if they fit the workspace, otherwise worked out again.
 
     workspace and kernels: one for all micro-batches and steps; rows: what the margin reads of them beside; state: what
-    it keeps, which sees them now. By default each is new, which suits a single one with a margin that reads and keeps
-    nothing.
+    it keeps, which sees them now; width: of the blocks of a step. By default each is new, which suits a single one with
+    a margin that reads and keeps nothing.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class ClassSoftmax:
         rows: Rows = NOTHING,
         state: RunningState | None = None,
         kernels: RowKernels | None = None,
+        width: int | None = None,
     ):
         workspace = workspace or Workspace(features.device)
         state = state or RunningState(settings.margin, features.device)
@@ -113,7 +114,7 @@ class ClassSoftmax:
         column_bytes = bytes_a_column(len(features), dtype, settings)
         # a quarter for the block that is worked on, so that more than one can be kept
         vectors = settings.sub_centers * self.dim
-        self.width = block_width(column_bytes, vectors, settings.workspace_bytes // 4, features.device)
+        self.width = width or block_width(column_bytes, vectors, settings.workspace_bytes // 4, features.device)
         fits = settings.trained and dtype.itemsize * logits + self.width * column_bytes <= settings.workspace_bytes
         self.kept = {} if fits else None
         self._kept_memory = workspace.take(("logits", number), (logits,)) if fits and dtype == torch.float32 else None

@@ -116,7 +116,10 @@ class LRUPool(Head):
         self.steps += 1
 
     def prefill(self, identities, gallery):
-        self._take_in(*finite_rows(identities, gallery))
+        labels, features = finite_rows(identities, gallery)
+        if not len(labels):
+            return
+        self._take_in(labels, features)
         self.index.settle()
         self.storage.settle()
 

@@ -58,6 +58,9 @@ class VirtualFC(FullFC):
 
     rows_of_identities = False
 
+    def prefill(self, identities, gallery):
+        """Nothing: anchors are made of the features of a batch."""
+
     def _columns(self, labels, features):
         device = self.weights.device
         lease = lease_anchors(labels, self.classes, mix(self.seed, self.steps, len(self.micro_batches)))

@@ -16,7 +16,6 @@ HEADS = {
     "ffc": {},
     "ffc, lru": {"pool": "lru", "pool_size": 20},
 }
-KNOW_HOW_MANY = ("full_fc", "partial_fc", "ffc")
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -29,13 +28,14 @@ def test_labels_are_whole_numbers_of_all_rows(name):
         "labels are int64 (8,)": right.reshape(-1),
         "labels are float32": right.astype(np.float32),
         "labels go from -1 to 6": right - 1,
+        "labels go from 33 to 40; identities are numbered from 0 to 39": right + 33,
     }
-    if name in KNOW_HOW_MANY:
-        wrong["labels go from 33 to 40; identities are numbered from 0 to 39"] = right + 33
     for message, labels in wrong.items():
         with pytest.raises(UserError) as caught:
             head.loss(probe, labels)
         assert message in str(caught.value)
+    with pytest.raises(UserError, match=r"gallery features are \(2, 5, 8\), and those of the probe \(2, 4, 8\)"):
+        head.loss(probe, right, torch.randn(2, ROWS + 1, 8))
     assert head.loss(probe, right)[0].isfinite()
 
 
