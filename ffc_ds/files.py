@@ -1,5 +1,6 @@
 """Outputs that are there whole or not at all."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ def written_aside(target: Path) -> Iterator[Path]:
     Raises UserError if `target` exists already or cannot be written; whatever goes wrong, nothing is left behind
     that can be removed.
     """
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere, too
         raise UserError(f"{target} exists already: remove it, or choose another output.")
     aside = target.with_name(f".{target.name}.unfinished")
-    _remove(aside)
     try:
+        _remove(aside)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         aside.rename(target)

@@ -45,7 +45,7 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
         if code or "WORLD_SIZE" in os.environ:
             leave(code)
     except UserError as error:
-        _refuse(str(error), error.shared and not first)
+        _refuse(str(error), error.shared and _another_says_it(first))
     except KeyboardInterrupt:
         if first:
             print(f"\nstopped; {to_go_on}", file=sys.stderr, flush=True)
@@ -58,6 +58,13 @@ def run_for_user(main: Callable[[], int | None], to_go_on: str = "the same comma
             time.sleep(GRACE)
         traceback.print_exc()
         leave(1)
+
+
+def _another_says_it(first: bool) -> bool:
+    """Whether another rank has the error that every rank raises. Before they have met it may be that of one host."""
+    torch = sys.modules.get("torch.distributed")
+    met = torch is not None and torch.is_available() and torch.is_initialized()
+    return not first if met else os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _refuse(message: str, told_by_another: bool) -> None:

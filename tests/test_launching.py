@@ -65,6 +65,24 @@ def test_a_signal_that_the_launcher_was_made_to_ignore_ends_a_rank_that_has_not_
     assert subprocess.run(line, cwd=ROOT, capture_output=True, text=True).stdout == "0\n"  # SIG_DFL
 
 
+REFUSES = """
+from ffc_ds.errors import shared
+from ffc_ds.launching import run_for_user
+
+def main():
+    raise shared("only here")
+
+run_for_user(main)
+"""
+
+
+@pytest.mark.parametrize(("place", "said"), [(("1", "0"), True), (("1", "1"), False), (("0", "0"), True)])
+def test_before_ranks_have_met_each_host_says_what_is_wrong_there(place, said):
+    env = os.environ | dict(zip(("RANK", "LOCAL_RANK"), place, strict=True)) | {"WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", REFUSES], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == ("\nerror: only here\n\n" if said else "")
+
+
 def without_memory():
     import torch
 

@@ -9,6 +9,7 @@ from ffc_ds.errors import shared
 
 Kind = Literal["mislabelled", "stranger", "merge", "duplicate", "overlap"]
 KINDS: tuple[str, ...] = get_args(Kind)
+MOST_PICTURES = 50  # that matplotlib lays out in seconds
 COSINES = ("belongs", "stranger", "same_person", "same_image")
 
 
@@ -58,8 +59,8 @@ def parse_settings(arguments: list[str]) -> CleaningConfig:
             raise shared(f"{name} is {getattr(config, name)}; a cosine lies between -1 and 1.")
     if config.stranger > config.belongs:
         raise shared(f"stranger is {config.stranger}, above belongs {config.belongs}: no image could be in between.")
-    if config.pictures < 0:
-        raise shared(f"pictures is {config.pictures}; it must not be below 0.")
+    if not 0 <= config.pictures <= MOST_PICTURES:
+        raise shared(f"pictures is {config.pictures}; a row of the figure has 0 to {MOST_PICTURES}.")
     if config.find is None:
         config.find = [kind for kind in KINDS if kind != "overlap" or config.against is not None]
     if not config.find or ("overlap" in config.find) != (config.against is not None):

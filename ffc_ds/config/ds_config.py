@@ -9,6 +9,19 @@ from ffc_ds.config.documents import read_json
 from ffc_ds.config.paths import PROJECT
 from ffc_ds.errors import UserError
 
+# What DeepSpeed reads; of others it says nothing.
+KEYS = """
+activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type
+compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
+datastates_ckpt disable_allgather disable_python_gc dump_state eigenvalue elasticity expert_parallel
+flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
+gradient_predivide_factor graph_harvesting hybrid_engine log_level managed_gradient_accumulation
+memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop quantize_training scheduler
+seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print
+tensor_parallel tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu
+use_data_before_expert_parallelism vocabulary_size wall_clock_breakdown wandb weight_quantization
+zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
+"""
 KINDS = {dict: "an object, {...}", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 # What is read here or in the engine, by dotted key; of the rest DeepSpeed says itself what is wrong with it.
 READ = {
@@ -55,13 +68,17 @@ def read_ds_config(path: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"deepspeed: {path} is no JSON object, {{...}}. {ours}")
     for key in settings:
-        if key not in READ and (close := difflib.get_close_matches(key, READ, 1, 0.85)):
-            raise UserError(f"{path}: DeepSpeed has no {key}. Did you mean {close[0]}?")
+        if key not in KEYS.split():
+            close = difflib.get_close_matches(key, KEYS.split(), 1)
+            instead = f"Did you mean {close[0]}?" if close else "Take it out."
+            raise UserError(f"{path}: DeepSpeed has no {key}. {instead}")
     for key, value in _entries(settings):
         kind = READ.get(key)
         fits = kind is None or type(value) is kind or (kind is float and type(value) is int)
         if not fits and (value != "auto" or kind is dict):
             raise UserError(f"{path}: {key} is {json.dumps(value)}; it should be {KINDS[kind]}.")
+    if settings.get("steps_per_print") == 0:
+        raise UserError(f"{path}: steps_per_print is 0; it counts steps.")
     return settings
 
 

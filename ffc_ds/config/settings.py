@@ -306,7 +306,7 @@ class EvalConfig:
     """An InsightFace-style .bin file with pairs of images."""
     split: str | None = None
     """Without bin: split of the training dataset whose identities, unseen in training, make the pairs; by default test,
-    if there is one that can serve."""
+    if there is one that can serve. With that of data.split, some of those that are trained on are held out."""
     holdout: float = 0.1
     """Without bin and without such a split: share of the training identities held out for the pairs; with 0, all are
     trained on and nothing is verified."""

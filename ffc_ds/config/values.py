@@ -14,6 +14,9 @@ KEEPS_NO_CLASSES = {
     "lru": "head.pool lru holds the latest identities only, in slots that all of them share",
 }
 
+MOST_PAIRS = 10_000_000  # that take some hundred bytes each
+MOST_MINUTES = 10_000_000  # that fit into the milliseconds of torch's store
+
 
 def check_values(config) -> None:
     """Raise UserError, naming the setting, for a number out of its bounds, an empty text, an override of no use."""
@@ -99,6 +102,14 @@ def check_values(config) -> None:
         raise UserError(f"head.group_size is {config.head.group_size}; at most 127 features are kept for a slot.")
     if config.eval.pairs < 20:
         raise UserError(f"eval.pairs is {config.eval.pairs}; at least 20 pairs are needed for ten folds.")
+    most = {
+        "eval.pairs": (config.eval.pairs, MOST_PAIRS),
+        "train.open_timeout": (config.train.open_timeout, MOST_MINUTES),
+        "train.step_timeout": (config.train.step_timeout, MOST_MINUTES),
+    }
+    for key, (value, limit) in most.items():
+        if value > limit:
+            raise UserError(f"{key} is {value}; it can be {limit:,} at most.")
     if config.data.images_per_identity < 2 or config.data.images_per_identity % 2:
         raise UserError(
             f"data.images_per_identity is {config.data.images_per_identity}; it must be even, half for each view."

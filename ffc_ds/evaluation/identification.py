@@ -10,6 +10,7 @@ from ffc_ds.evaluation.scores import BINS, LargestScores, accept_rates, histogra
 from ffc_ds.evaluation.search import BLOCK, RANKS
 
 FARS = (1e-6, 1e-5, 1e-4)
+ROUNDING = 1e-6  # of cosines in fp32: a mate and a distractor that are alike are a tie, in which the mate loses
 KEPT = 1 << 16  # impostor scores that are kept in any case: small sets show their whole curve
 
 
@@ -51,7 +52,7 @@ def identify(
     first, second = mate_pairs(subjects)
     if not len(first):
         raise ValueError("no subject has two probes, so there is nothing to find")
-    mates = pair_scores(probes, first, second)
+    mates = pair_scores(probes, first, second) - ROUNDING
     largest = LargestScores(max(KEPT, int(FARS[-1] * len(probes) * count + 1e-9) + 1))
     best = torch.full((len(probes), max(RANKS)), -torch.inf)
     nearest = torch.zeros(len(probes), dtype=torch.int64)

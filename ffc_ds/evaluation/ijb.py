@@ -189,6 +189,8 @@ def _gallery(meta: Path, prefix: str, name: str) -> Path:
 
 def _read_subjects(path: Path, ids: np.ndarray) -> SubjectTemplates:
     table = _read(path, {"template": pa.int32(), "subject": pa.int64()}, heading=True)
+    if not len(table["template"]):
+        raise UserError(f"{path} names no template")
     rows = np.unique(np.stack([table["template"], table["subject"]]), axis=1)
     if (shared := rows[0, 1:] == rows[0, :-1]).any():
         raise UserError(f"{path}: template {rows[0, 1:][shared][0]} has more than one subject")

@@ -109,6 +109,8 @@ def _check_repository(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(f"--push {name}: {error}") from None
+    if "/" not in name:  # the model card says where it lies
+        raise UserError(f"--push {name} has no owner: write OWNER/{name}.")
 
 
 def _upload(folder: Path, repository: str, public: bool) -> None:

@@ -17,6 +17,8 @@ class FaceImageProcessor(ViTImageProcessorPil):
     """
 
     def fetch_images(self, image_url_or_urls):
+        if isinstance(image_url_or_urls, os.PathLike):
+            image_url_or_urls = os.fspath(image_url_or_urls)
         if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
             return Image.open(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)

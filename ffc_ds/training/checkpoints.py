@@ -1,7 +1,9 @@
 """The folder with the checkpoints of a run: which one to go on from, and what need not be kept."""
 
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from ffc_ds.errors import UserError, shared
 from ffc_ds.progress import say
 from ffc_ds.training.checkpoint import discard
 from ffc_ds.training.finished import is_finished
-from ffc_ds.training.manifest import find_damage
+from ffc_ds.training.manifest import MANIFEST, find_damage
 
 
 def find(resume: str | None, folder: Path) -> Path | None:
@@ -43,6 +45,7 @@ def find(resume: str | None, folder: Path) -> Path | None:
 
 def _candidates(resume: str | None, folder: Path) -> list[Path]:
     """Newest first."""
+    _finish_renaming(folder)
     there = [path for _, path in reversed(complete(folder))]
     goes_on = there if resume in ("auto", "latest") else resume and Path(resume).resolve().parent == folder.resolve()
     if there and not goes_on:
@@ -54,9 +57,18 @@ def _candidates(resume: str | None, folder: Path) -> list[Path]:
         raise UserError(f"--resume latest: there is no checkpoint in {folder}. Leave --resume out to start anew.")
     if resume in (None, "auto", "latest"):
         return there
-    if not Path(resume).is_dir():
+    if not os.path.isdir(resume):
         raise UserError(f"--resume {resume}: there is no such folder. It must be a step-N folder of a run, or latest.")
     return [Path(resume)]
+
+
+def _finish_renaming(folder: Path) -> None:
+    """Give a whole checkpoint its name, if a save was killed before it did: the one that it replaces has lost its."""
+    for whole in [path.parent for path in folder.glob(f".step-*.unfinished/{MANIFEST}")]:
+        target = folder / whole.name.removeprefix(".").removesuffix(".unfinished")
+        if not target.exists():
+            with suppress(OSError):  # where nothing can be changed
+                whole.rename(target)
 
 
 def _as_rank_0_sees_them(look: Callable[[], list[Path]], folder: Path, resume: str | None = None) -> list[Path]:

@@ -15,7 +15,8 @@ from ffc_ds.errors import UserError
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")  # others keep more than tensors of the shape of a parameter and a count of steps
 # What DeepSpeed raises, beside errors of its own, for a ds_config that it does not take.
-ITS_ERRORS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError)
+ITS_ERRORS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
+ITS_ERRORS += (ImportError, ArithmeticError)
 
 
 def check_deepspeed_config(config: Config) -> None:
@@ -68,7 +69,7 @@ def refusals(path: str) -> Iterator[None]:
     try:
         yield
     except (*ITS_ERRORS, DeepSpeedConfigError, ZeRORuntimeException) as error:
-        raise UserError(f"DeepSpeed cannot work with {path}: {error}") from error
+        raise UserError(f"DeepSpeed cannot work with {path}: {str(error) or repr(error)}") from error
 
 
 def dtype_of(settings: dict) -> torch.dtype:

@@ -28,10 +28,12 @@ class Divergence:
     refused: steps of the whole run; refusing: the number of steps done before the first of those refused since the last
     one that was not, None if there is none; rewinds and lr_factor: how often the run went back, and what that has made
     of its learning rate.
+
+    start: the checkpoint with which the run began, if with any.
     """
 
-    def __init__(self, train: TrainConfig):
-        self._train = train
+    def __init__(self, train: TrainConfig, start: Path | None = None):
+        self._train, self._start = train, start
         self.refused, self._in_a_row, self.refusing = 0, 0, None
         self.rewinds, self.lr_factor = 0, 1.0
         self._went_to = None
@@ -83,6 +85,7 @@ class Divergence:
     def _advice(self, path: Path | None, lr: float) -> str:
         tried = f"It went back {self.rewinds} times, the learning rate is {self.lr_factor:g} of optim.lr. "
         tried = tried if self.rewinds else ""
+        path = path or self._start
         if path is None:
             return f"{tried}There is no checkpoint from before: start anew with a lower --optim.lr: {lr / 10:g}?"
         by_itself = "" if self._train.on_divergence == "rewind" else " (--train.on_divergence rewind does so by itself)"

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from ffc_ds.config.ds_config import read_ds_config
 from ffc_ds.config.heads import ANY, LEARNT, ONLY_FOR
 from ffc_ds.config.settings import Config
 from ffc_ds.data.identity_index import IdentityIndex
@@ -31,6 +32,9 @@ def identity_of(config: Config, engine: Engine, index: IdentityIndex, people: st
         data["data.flip"] = False  # left out while true, as freeze
     optim = {f"optim.{key}": getattr(config.optim, key) for key in ("name", "momentum", "weight_decay")}
     optim["optimizer"] = engine.optimizer_name  # a ds_config may bring its own
+    params = read_ds_config(config.deepspeed).get("optimizer", {}).get("params", {})
+    if told := {key: value for key, value in params.items() if key != "lr"}:
+        optim["optimizer.params"] = told
     optim["train.average"] = config.train.average
     if config.head.name in LEARNT:
         optim |= {f"class_optim.{key}": value for key, value in asdict(config.class_optim).items() if key != "memory"}

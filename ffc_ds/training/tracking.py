@@ -30,18 +30,19 @@ MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run"
 class Tracker:
     """Writes lines of metrics; on ranks other than 0 it does nothing.
 
-    `wandb_id` is the run to continue from `start_step`, which is None for a new run. Lines that cannot be written are
+    `wandb_id` is the run to continue from `start_step`, which is None for a new run; `is_new`: it is another one than
+    that of which there are lines. Lines that cannot be written are
     kept, and tried again with the next.
     """
 
-    def __init__(self, config: Config, start_step: int | None, steps: int, wandb_id: str | None = None):
+    def __init__(self, config: Config, start_step: int | None, steps: int, wandb_id: str | None = None, is_new=False):
         self.wandb_id = wandb_id
         self._run = self._bar = None
         if rank() != 0:
             return
         folder = Path(config.output_dir)
         self._path, self._unwritten = folder / "metrics.jsonl", b""
-        self._keep_to(start_step)
+        self._keep_to(None if is_new else start_step)
         self._run = _begin(config, folder, wandb_id, wandb_mode(config.tracking.wandb))
         if self._run is not None:
             self.wandb_id = self._run.id

@@ -95,7 +95,7 @@ class Trainer:
         self.engine = together(lambda: Engine(config, backbone, momentum, self.from_weights))
         self.optim = for_batch(config.optim, config.data.batch_size)
         self.meter = Meter(config.data.batch_size)
-        self.divergence = Divergence(config.train)
+        self.divergence = Divergence(config.train, start)
         self.done, self.verified, self.last_result = 0, {}, None
         self.data_watch, self.compiled = DataWatch(config.data), None
         self.continued, self.resumed = False, start is not None
@@ -107,7 +107,7 @@ class Trainer:
         self.compiled = self._compile()
         together(self._make_folder)
         first = self.done if self.resumed else None
-        self.tracker = together(lambda: Tracker(config, first, self.steps, wandb_id))
+        self.tracker = together(lambda: Tracker(config, first, self.steps, wandb_id, not self.continued))
 
     def run(self) -> dict:
         """Train to the end, or until somebody asks the run to stop. Returns what is written to results.json."""
@@ -324,6 +324,8 @@ class Trainer:
         """Take over the checkpoint that is asked for. Returns its run in Weights & Biases, if it is this one."""
         run = self._take_over(path)
         self.divergence.load(run["divergence"])
+        if (back := self.divergence).rewinds and rank() == 0:
+            say(f"the run went back {back.rewinds} times: its learning rate is {back.lr_factor:g} of optim.lr")
         self.compiled = run["compiled"]
         if (changed := changes(run["config"], self.config)) and rank() == 0:
             say(f"going on with other settings than before: {', '.join(changed)}")

@@ -332,6 +332,7 @@ def test_sets_that_cannot_be_compared_are_refused(sets, tmp_path, other, reason)
     [
         (["--belongs", "1.5"], "belongs is 1.5; a cosine"),
         (["--stranger", "0.6"], "stranger is 0.6, above belongs 0.5"),
+        (["--pictures", "51"], "pictures is 51; a row of the figure has 0 to 50"),
         (["--find", "[]"], r"find is \[\]: name what"),
         (["--find", "[overlap]"], "overlap if and only if --against is given"),
         (["--find", "[overlap,overlap]"], "overlap if and only if --against is given"),

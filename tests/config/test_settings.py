@@ -106,6 +106,8 @@ FULL_FC = ("--head.name", "full_fc")
         (("--optim.lr", "nan"), ["optim.lr is nan", "a number"]),
         (("--optim.lr", ".nan"), ["optim.lr is nan", "finite"]),
         (("--optim.lr", "1e999"), ["optim.lr is inf", "finite"]),
+        (("--train.step_timeout", "1e12"), ["train.step_timeout", "10,000,000 at most"]),
+        (("--eval.pairs", "1000000000"), ["eval.pairs", "10,000,000 at most"]),
         (("--optim.milestones", "3"), ["optim.milestones is 3", "a list"]),
         (("--optim.milestones", "[8, 14, 17]"), ["optim.milestones is [8.0, 14.0, 17.0]", "shares of the run"]),
         (("--optim.milestones", "[0.0]"), ["optim.milestones is [0.0]", "above 0 and below 1"]),

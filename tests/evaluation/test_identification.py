@@ -55,6 +55,16 @@ def test_identification_equals_its_definition(part, block, monkeypatch):
     assert found.fpr[-1] <= fars[-1] and (np.diff(found.tpr) >= 0).all()
 
 
+def test_where_all_embeddings_are_alike_nobody_is_found():
+    """However the last bit of a product is rounded, which hardly is as in that of a matrix."""
+    for seed in range(40):
+        same = np.random.default_rng(seed).normal(size=512).astype(np.float32)
+        same /= np.linalg.norm(same)
+        probes, subjects = np.tile(same, (40, 1)), np.repeat(np.arange(20), 2)
+        found = identify(probes, subjects, [np.tile(same, (1000, 1))], 1000)
+        assert found.rank == {"1": 0.0, "5": 0.0, "10": 0.0} and not found.tar_at_far["0.0001"]
+
+
 def test_all_mates_are_paired_in_both_orders():
     subjects = np.array([5, 2, 5, 9, 5, 2])
     assert set(zip(*mate_pairs(subjects), strict=True)) == {(1, 5), (5, 1), *itertools.permutations((0, 2, 4), 2)}

@@ -179,6 +179,7 @@ def first_line(text):
         ("template_pair_label.txt", lambda old: "3 10 1\n", "labels must be 0 and 1, and both must occur"),
         ("template_pair_label.txt", first_line("3 4 1\n"), "names a template without images, 4 .1 such"),
         ("1N_gallery_G2.csv", None, "some of the files for 1:N, but not ijbc_1N_gallery_G2.csv"),
+        ("1N_gallery_G1.csv", lambda old: old.splitlines()[0] + "\n", "names no template"),
         ("1N_gallery_G1.csv", lambda old: old + "4,100,x\n", "names a template without images, 4"),
         ("1N_gallery_G1.csv", lambda old: old + "3,777,x\n", "template 3 has more than one subject"),
         ("1N_probe_mixed.csv", lambda old: "TEMPLATE_ID\n3\n", "each line must hold template, subject"),

@@ -132,7 +132,7 @@ def test_image_processor_is_the_preprocessing_of_training(tmp_path):
         pixels = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         image, path = Image.fromarray(pixels).convert(mode), str(tmp_path / "image.png")
         image.save(path)
-        for given in (image, np.asarray(image.convert("RGB")), path):
+        for given in (image, np.asarray(image.convert("RGB")), path, Path(path)):
             found = processor(given, return_tensors="pt").pixel_values
             assert found.shape == (1, 3, 32, 32)
             torch.testing.assert_close(found, inputs_of_training(path), rtol=0, atol=1e-6, msg=mode)
@@ -197,19 +197,19 @@ def test_push_uploads_the_folder(tmp_path, monkeypatch):
     class Hub:
         def create_repo(self, repo_id, private, exist_ok):
             calls.append(("create", repo_id, private, exist_ok))
-            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+            return type("Url", (), {"repo_id": repo_id})
 
         def upload_folder(self, repo_id, folder_path):
             calls.append(("upload", repo_id, everything_below(folder_path)))
 
     monkeypatch.setattr(hub, "HfApi", Hub)
     finished_run(tmp_path / "run")
-    export_hub(tmp_path / "run", tmp_path / "out", push="net")
+    export_hub(tmp_path / "run", tmp_path / "out", push="me/net")
     files = PLAIN | SHARED_CODE | {"iresnet.py"}
-    assert calls == [("create", "net", True, True), ("upload", "me/net", files)]
-    export_hub(tmp_path / "run", tmp_path / "open", push="net", public=True)
-    assert calls[2] == ("create", "net", False, True)
-    assert 'from_pretrained("net"' in (tmp_path / "out" / "README.md").read_text()
+    assert calls == [("create", "me/net", True, True), ("upload", "me/net", files)]
+    export_hub(tmp_path / "run", tmp_path / "open", push="me/net", public=True)
+    assert calls[2] == ("create", "me/net", False, True)
+    assert 'from_pretrained("me/net"' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_folder(tmp_path, monkeypatch):
@@ -249,6 +249,7 @@ def spoil(run, what):
         ("other model", {}, "do not fit its config.json: 168 of them, first bn1.bias"),
         ("no checkpoint", {"with_class_state": True}, "no class state in .*step-7"),
         ("nothing", {"push": "a/b/c"}, "--push a/b/c"),
+        ("nothing", {"push": "net"}, "--push net has no owner: write OWNER/net"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, what, settings, message):

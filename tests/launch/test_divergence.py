@@ -73,6 +73,7 @@ def test_a_run_goes_back_by_itself_and_stays_what_it_is_when_resumed(tmp_path):
     assert first.code == second.code == 9, first.stderr[-3000:]
     again, _ = train_ranks(2, *line, how=_refusing_two_steps)  # which does not try the same again
     assert again.code == 0, again.stderr[-3000:]
+    assert "the run went back 2 times: its learning rate is 0.25 of optim.lr" in again.stdout
     results, lines = json.loads((folder / "results.json").read_text()), metrics(folder)
     assert (results["rewinds"], results["refused_steps"]) == (2, 4)
     # As no step from there could be applied, it goes on from the one before.

@@ -1,5 +1,6 @@
 """Ranks that were given, have read, or have made something else than the others; and what a resumed run has new."""
 
+import json
 import os
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -99,3 +100,12 @@ def test_what_may_change_is_said_and_what_only_another_head_reads_does_not_count
     assert identity_of(before, engine, index("ann"), "") == identity_of(now, engine, index("ann"), "")
     before.head.name = now.head.name = "partial_fc"
     assert identity_of(before, engine, index("ann"), "") != identity_of(now, engine, index("ann"), "")
+
+
+def test_what_a_ds_config_says_of_its_optimizer_counts_but_the_learning_rate(tmp_path):
+    engine, found = SimpleNamespace(optimizer_name="AdamW", dtype=torch.float32), []
+    for number, params in enumerate(({"lr": "auto"}, {"lr": 0.1}, {"lr": 0.1, "betas": [0.9, 0.99]})):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"optimizer": {"type": "AdamW", "params": params}}))
+        config = Config(deepspeed=str(tmp_path / f"{number}.json"))
+        found.append(identity_of(config, engine, index("ann"), ""))
+    assert found[0] == found[1] != found[2] and found[2]["optimizer.params"] == {"betas": [0.9, 0.99]}

@@ -124,6 +124,20 @@ def crowded(folder):
     return latest, then, sorted(path.name for path in folder.iterdir())
 
 
+def killed_between_two_names(folder):
+    write(folder)
+    (folder / "step-5").rename(folder / ".step-5.unfinished")
+    (folder / ".step-5.discarded").mkdir()
+    (folder / ".step-7.unfinished").mkdir()
+    found = checkpoints.find("auto", folder)
+    checkpoints.tidy(folder, keep=1)
+    return found.name, [path.name for path in folder.iterdir()]
+
+
+def test_a_whole_checkpoint_that_had_not_got_its_name_gets_it(tmp_path):
+    assert run_ranks(1, killed_between_two_names, tmp_path) == [("step-5", ["step-5"])]
+
+
 def test_latest_is_the_newest_complete_one_and_what_is_too_much_goes(tmp_path):
     assert run_ranks(1, crowded, tmp_path) == [("step-100", "step-10", ["left-step-100", "step-10"])]
 

@@ -87,3 +87,14 @@ def test_fp16_is_for_gpus_even_where_a_cpu_computes_in_it(monkeypatch, device):
     else:
         with pytest.raises(UserError, match=r"fp16.json asks for fp16.* bf16 \(bf16.json\) or fp32 \(zero2.json\)"):
             deepspeed_settings.read_deepspeed_config(config)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(AssertionError(), "AssertionError"), (ImportError("no x"), "no x"), (IndexError("i"), "i")],
+)
+def test_what_deepspeed_raises_is_the_users_to_mend_and_has_a_reason(error, reason):
+    from ffc_ds.training.deepspeed_settings import refusals
+
+    with pytest.raises(UserError, match=f"DeepSpeed cannot work with odd.json: {reason}"), refusals("odd.json"):
+        raise error

@@ -44,6 +44,16 @@ def test_a_resumed_run_drops_the_lines_of_steps_it_will_do_again(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 2}, {"step": 4}, {"step": 6, "loss": None}]
 
 
+def test_a_run_that_goes_on_from_elsewhere_drops_the_lines_of_another(tmp_path):
+    config = Config(output_dir=str(tmp_path))
+    config.tracking.wandb = "disabled"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    tracker = Tracker(config, start_step=3, steps=10, is_new=True)
+    tracker.log({"step": 4, "loss": 1.0})
+    tracker.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "loss": 1.0}]
+
+
 def test_a_run_resumed_at_its_end_says_nothing_twice(tmp_path):
     config = Config(output_dir=str(tmp_path))
     config.tracking.wandb = "disabled"

@@ -1,8 +1,11 @@
 """How refused steps are counted."""
 
+from pathlib import Path
+
 import pytest
 
 from ffc_ds.config.settings import TrainConfig
+from ffc_ds.errors import UserError
 from ffc_ds.training.divergence import Diverged, Divergence
 
 
@@ -22,3 +25,9 @@ def test_steps_in_which_fp16_looks_for_its_scale_do_not_count():
     divergence.count(44, applied=True, looks_for_scale=False)
     divergence.check(last=True)
     assert divergence.refused == 43 and divergence.refusing is None
+
+
+def test_a_run_without_a_checkpoint_of_its_own_can_go_on_from_that_it_began_with(tmp_path):
+    for start, advice in ((None, "start anew"), (Path("src/step-3"), "--resume src/step-3 and a lower --optim.lr")):
+        with pytest.raises(UserError, match=advice):
+            Divergence(TrainConfig(), start).go_back(Diverged("it has"), 8, tmp_path, 0.1)
