@@ -169,12 +169,11 @@ def _refuse_config(name: str, config: str | None) -> None:
 
 def _say_what_is_in_no_split(name: str, folder: Path, files: Mapping[str, Sequence[str]]) -> None:
     """Of files that are called train and test, `datasets` takes no others."""
-    used = {path for paths in files.values() for path in paths}
-    endings = {os.path.splitext(path)[1] for path in used}
-    found = (os.path.join(place, file) for place, _, names in os.walk(folder) for file in names)
-    visible = (path for path in found if not any(part.startswith((".", "__")) for part in Path(path).parts))
-    left = sorted(path for path in visible if os.path.splitext(path)[1] in endings and path not in used)
-    if left:
+    used = {os.path.relpath(path, folder) for paths in files.values() for path in paths}
+    endings = tuple({os.path.splitext(path)[1] for path in used})
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    visible = (str(path) for path in found if not any(part.startswith((".", "__")) for part in path.parts))
+    if left := sorted(path for path in visible if path.endswith(endings) and path not in used):
         more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
         say_once(f"{name}: left out, because in no split by name: {left[0]}{more}")
 

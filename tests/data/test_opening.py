@@ -250,10 +250,14 @@ def test_labels_that_the_readme_makes_texts_are_different_data(parquet):
 
 
 def test_files_that_are_in_no_split_are_named(tmp_path, capsys):
-    for name in ("train_a", "extra", "more"):
-        table([1]).to_parquet(tmp_path / f"{name}.parquet")
-    assert len(load_faces(str(tmp_path), "train", *COLUMNS)) == 1
-    assert f"left out, because in no split by name: {tmp_path}/extra.parquet and 1 more\n" in capsys.readouterr().out
+    folder = tmp_path / ".hidden" / "faces"
+    folder.mkdir(parents=True)
+    for name in ("train_a", "extra", "more", ".other"):
+        table([1]).to_parquet(folder / f"{name}.parquet")
+    (folder / "train_b.parquet").symlink_to(tmp_path / "b")  # as the hub's cache has them
+    table([2]).to_parquet(tmp_path / "b")
+    assert len(load_faces(str(folder), "train", *COLUMNS)) == 2
+    assert "left out, because in no split by name: extra.parquet and 1 more\n" in capsys.readouterr().out
 
 
 def test_labels_of_no_use_are_named_though_the_first_image_is_damaged(tmp_path):
