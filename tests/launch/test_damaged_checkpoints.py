@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ffc_ds.training.manifest import find_damage
+from ffc_ds.training.manifest import MANIFEST, find_damage
 from tests.launched import TINY, free_port, losses, metrics, train, train_tiny
 from tests.untrusted import plant_as_bytes, seal
 from tests.warm import Call, environment, run_script, run_warm
@@ -41,6 +41,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(finished, tmp_path):
     folder = run / "checkpoints"
     damage(folder / "step-4" / "class" / "__1_0.distcp")
     shutil.copytree(folder / "step-2", folder / ".step-3.unfinished")
+    (folder / ".step-3.unfinished" / MANIFEST).unlink()  # which is written last
     done = train_tiny(2, run, *FOUR, "--resume", "auto")
     assert done.stdout.count("class/__1_0.distcp is not what was written") == 1
     assert f"It is kept as {folder}/damaged-step-4" in done.stdout
