@@ -67,9 +67,10 @@ def read_ds_config(path: str) -> dict[str, Any]:
         raise UserError(f"deepspeed: {error} {ours}") from None
     if not isinstance(settings, dict):
         raise UserError(f"deepspeed: {path} is no JSON object, {{...}}. {ours}")
+    known = KEYS.split()
     for key in settings:
-        if key not in KEYS.split():
-            close = difflib.get_close_matches(key, KEYS.split(), 1)
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
             instead = f"Did you mean {close[0]}?" if close else "Take it out."
             raise UserError(f"{path}: DeepSpeed has no {key}. {instead}")
     for key, value in _entries(settings):

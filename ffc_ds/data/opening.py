@@ -80,7 +80,7 @@ def open_set(name: str, image_column: str, label_column: str, config: str | None
     Raises:
         UserError: anything that does not exist or is not of that kind.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first_rank():
         datasets.disable_progress_bars()
     columns = image_column, label_column
     if name.partition(":")[0] == "generated":
@@ -145,7 +145,7 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
                 f"{name} holds {there} of split {split}, by their names: get the others, or rename those that are to "
                 "do alone"
             )
-    if builder.config.name == "default":  # of several, each has its own files
+    if builder.config.name == "default" and _is_first_rank():  # of several, each has its own files
         _say_what_is_in_no_split(name, folder, files)
     features = builder.info.features
     if builder.name == "parquet":
@@ -160,6 +160,10 @@ def _open_folder(name: str, folder: Path, config: str | None, columns: Sequence[
         check_cache(Path(place), name)
         raise
     return FaceSet(name, splits, columns, content)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _refuse_config(name: str, config: str | None) -> None:

@@ -31,11 +31,12 @@ class Tracker:
     """Writes lines of metrics; on ranks other than 0 it does nothing.
 
     `wandb_id` is the run to continue from `start_step`, which is None for a new run; `is_new`: it is another one than
-    that of which there are lines. Lines that cannot be written are
-    kept, and tried again with the next.
+    that of which there are lines. Lines that cannot be written are kept, and tried again with the next.
     """
 
-    def __init__(self, config: Config, start_step: int | None, steps: int, wandb_id: str | None = None, is_new=False):
+    def __init__(
+        self, config: Config, start_step: int | None, steps: int, wandb_id: str | None = None, is_new: bool = False
+    ):
         self.wandb_id = wandb_id
         self._run = self._bar = None
         if rank() != 0:
